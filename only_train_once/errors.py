@@ -1,0 +1,57 @@
+"""Every exception this library raises on purpose.
+
+OTOError
+├── TraceError            the model could not be run or captured on its example inputs
+├── AnalysisError         the analysis has no answer for what was asked
+│   ├── NothingPrunableError   no group can be pruned; the message lists the reasons
+│   └── RuleError              a rule is registered twice, or for something that is no operator
+├── ConfigurationError    an argument is outside its range (also a ValueError)
+├── NumericalError        a NaN or an infinity where a finite number is needed
+├── SurgeryError          a subnet cannot be built from these groups
+│   └── VerificationError      the subnet does not compute what the full network computes
+└── CheckpointError       a file is damaged, foreign, or belongs to another model
+
+A message names the thing, its value, the rule it breaks and the way out.
+"""
+
+from __future__ import annotations
+
+
+class OTOError(Exception):
+    """Base class of every exception of this library."""
+
+
+class TraceError(OTOError):
+    """The model could not be run or captured on its example inputs."""
+
+
+class AnalysisError(OTOError):
+    """The analysis has no answer for what was asked."""
+
+
+class NothingPrunableError(AnalysisError):
+    """No group of the model can be pruned; the message lists why."""
+
+
+class RuleError(AnalysisError):
+    """A rule is registered twice, or for something that is no operator."""
+
+
+class ConfigurationError(OTOError, ValueError):
+    """An argument is outside its range."""
+
+
+class NumericalError(OTOError, ArithmeticError):
+    """A NaN or an infinity where a finite number is needed."""
+
+
+class SurgeryError(OTOError):
+    """A subnet cannot be built from these groups."""
+
+
+class VerificationError(SurgeryError):
+    """The subnet does not compute what the full network computes."""
+
+
+class CheckpointError(OTOError):
+    """A file is damaged, foreign, or belongs to another model."""
