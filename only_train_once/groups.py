@@ -19,13 +19,17 @@ What is left of a dim is what no group removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .axes import Axes, analyse
+from .graph import Graph
+from .labels import Kind, Solution
 
 
 class Role(str, Enum):
@@ -41,15 +45,6 @@ class Role(str, Enum):
     def is_tensor(self) -> bool:
         """Whether the slice cuts a parameter or a buffer (and not an attribute or a norm's count)."""
         return self not in (Role.ATTRIBUTE, Role.NORM)
-
-
-class Kind(str, Enum):
-    """What the units of a group are to a reader."""
-
-    CHANNEL = "channel"  # a channel of a convolution, a neuron of a linear layer
-    HEAD = "head"  # an attention head (with its query heads, if keys and values are shared)
-    HEAD_DIM = "head_dim"  # one position inside every head
-    WIDTH = "width"  # a channel of a stream that a layer or RMS norm normalizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,3 +174,166 @@ class GroupList(Sequence[PruningGroup]):
 
     def __repr__(self) -> str:
         return f"<GroupList of {len(self)} groups, {len(self.prunable)} prunable>"
+
+
+# ---------------------------------------------------------------- from axes to groups
+
+
+def find_groups(
+    graph: Graph,
+    *,
+    wide: bool = False,
+    strict_outputs: bool = False,
+    skip_operators: Collection[str] = (),
+) -> GroupList:
+    """Find the groups of a traced model.
+
+    Args:
+        graph: from `trace`.
+        wide: offer the width of normalized residual streams and the positions inside attention heads too. Off by
+            default: channels, neurons and heads are what shrinks a model without touching what every layer shares.
+        strict_outputs: only outputs that no operator reads again count as outputs; others may shrink.
+        skip_operators: operators (``"aten.add"`` or ``"add"``) that are to be treated as unknown.
+
+    Returns:
+        prunable groups and frozen ones (with reasons), in network order.
+    """
+    axes = analyse(graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators)
+    return GroupList(_prunable_groups(axes) + _frozen_groups(axes))
+
+
+_Places = list[tuple[str, int, Role, NDArray[np.int64]]]  # name, dim, role, ids
+
+
+def _places(axes: Axes) -> _Places:
+    """Every dim that carries ids, with its role, in network order."""
+    places: _Places = []
+    graph = axes.graph
+    for (name, dim), ids in axes.tensors.items():
+        role = Role.FOLLOW
+        if (name, dim) in axes.zero:
+            role = Role.ZERO
+        elif (name, dim) in axes.consumers:
+            role = Role.CONSUMER
+        places.append((name, dim, role, ids))
+    order = {name: position for position, name in enumerate(graph.tensors)}
+    places.sort(key=lambda place: (order[place[0]], place[1]))
+    places += [(name, 0, Role.ATTRIBUTE, ids) for name, ids in axes.attributes.items()]
+    seen: set[tuple[str, int]] = set()
+    for site in axes.norms:
+        if (site.module, site.dim) not in seen:
+            seen.add((site.module, site.dim))
+            places.append((site.module, site.dim, Role.NORM, site.ids))
+    return places
+
+
+def _prunable_groups(axes: Axes) -> list[PruningGroup]:
+    solution = axes.solution
+    places = _places(axes)
+    free = np.zeros(len(solution.frozen), dtype=bool)
+    free[np.unique(solution.members.indices)] = True
+    free &= ~solution.frozen
+    leaking = np.zeros(len(solution.frozen), dtype=bool)
+    if len(axes.leaks):
+        leaking[np.unique(solution.members[solution.of_id[axes.leaks]].indices)] = True
+    width = list(Kind).index(Kind.WIDTH)
+    kind = solution.kind.copy()
+    wide = np.flatnonzero(solution.kind == width)
+    kind[np.unique(solution.members[wide].indices)] = width  # a unit that takes a normalized width with it
+
+    # (unit, place, position) for everything a unit removes
+    units_at, places_at, positions_at = [], [], []
+    for number, (_, _, _, ids) in enumerate(places):
+        rows = solution.members[solution.of_id[ids]]
+        positions = np.repeat(np.arange(len(ids)), np.diff(rows.indptr))
+        keep = free[rows.indices]
+        units_at.append(rows.indices[keep].astype(np.int64))
+        positions_at.append(positions[keep])
+        places_at.append(np.full(int(keep.sum()), number))
+    if not units_at:
+        return []
+    units, at, positions = np.concatenate(units_at), np.concatenate(places_at), np.concatenate(positions_at)
+    order = np.lexsort((positions, at, units))
+    units, at, positions = units[order], at[order], positions[order]
+    starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
+    factor_of = _factor_axes(solution)
+    by_footprint: dict[tuple[object, ...], list[tuple[int, int, int]]] = {}
+    for start, stop in zip(starts, np.r_[starts[1:], len(units)], strict=True):
+        unit = int(units[start])
+        numbers, counts = np.unique(at[start:stop], return_counts=True)
+        key = (numbers.tobytes(), counts.tobytes(), int(kind[unit]), bool(leaking[unit]), factor_of.get(unit))
+        by_footprint.setdefault(key, []).append((int(positions[start]), int(start), int(stop)))
+    groups: list[tuple[tuple[int, int], PruningGroup]] = []
+    names: dict[str, int] = {}
+    for members in sorted(by_footprint.values(), key=lambda m: (int(at[m[0][1]]), m[0][0])):
+        first = members[0]
+        unit = int(units[first[1]])
+        members.sort()
+        table = np.stack([positions[start:stop] for _, start, stop in members])
+        columns = at[first[1] : first[2]]
+        pinned = bool(leaking[unit])
+        slices = []
+        for number in np.unique(columns):
+            name, dim, role, ids = places[number]
+            slices.append(
+                ParamSlice(
+                    name,
+                    dim,
+                    np.ascontiguousarray(table[:, columns == number]),
+                    role,
+                    len(ids),
+                    pinned=pinned and role is Role.ZERO,
+                )
+            )
+        if not any(s.role is Role.ZERO for s in slices):
+            continue  # nothing that could be driven to zero: only buffers or attributes
+        name = _group_name(axes.graph, slices, list(Kind)[kind[unit]])
+        names[name] = names.get(name, 0) + 1
+        name = name if names[name] == 1 else f"{name}#{names[name]}"
+        alone = None if len(members) > 1 else "is a single unit, and one unit has to stay"
+        group = PruningGroup(name, list(Kind)[kind[unit]], tuple(slices), alone is None, alone)
+        groups.append(((int(at[first[1]]), first[0]), group))
+    return [group for _, group in groups]
+
+
+def _factor_axes(solution: Solution) -> dict[int, tuple[int, ...]]:
+    """Which axis of which size of merged dims a class is: heads and head-dims differ though they meet the same tensors."""
+    axes: dict[int, set[int]] = {}
+    for product in solution.products:
+        for axis, factor in enumerate(product.factors):
+            for cls in np.unique(factor):
+                axes.setdefault(int(cls), set()).add(axis)
+    return {cls: tuple(sorted(found)) for cls, found in axes.items()}
+
+
+def _group_name(graph: Graph, slices: Sequence[ParamSlice], kind: Kind) -> str:
+    """The module that produces the units: the owner of the first tensor that has to be zero."""
+    first = next(s for s in slices if s.role is Role.ZERO)
+    owner = first.param.rpartition(".")[0] or first.param
+    owner = owner.removesuffix(".parametrizations.weight")
+    suffix = {Kind.CHANNEL: "", Kind.HEAD: ":heads", Kind.HEAD_DIM: ":head_dim", Kind.WIDTH: ":width"}[kind]
+    return f"{owner}{suffix}"
+
+
+def _frozen_groups(axes: Axes) -> list[PruningGroup]:
+    """What cannot be removed, by the tensor dim that would have produced it, with the reason."""
+    solution = axes.solution
+    groups: list[PruningGroup] = []
+    names: dict[str, int] = {}
+    for name, dim, role, ids in _places(axes):
+        if role is not Role.ZERO and not (role is Role.FOLLOW and dim == 0):
+            continue
+        classes = solution.of_id[ids]
+        stuck = solution.frozen[classes]
+        if not stuck.any():
+            continue
+        for reason in np.unique(solution.reason[classes[stuck]]):
+            positions = np.flatnonzero(stuck & (solution.reason[classes] == reason))
+            label = f"{name}[{dim}]"
+            names[label] = names.get(label, 0) + 1
+            label = label if names[label] == 1 else f"{label}#{names[label]}"
+            kind = list(Kind)[int(solution.kind[classes[positions[0]]])]
+            where = (ParamSlice(name, dim, positions[:, None], role, len(ids)),)
+            text = solution.reasons[reason] if reason >= 0 else "is fixed"
+            groups.append(PruningGroup(label, kind, where, False, text))
+    return groups

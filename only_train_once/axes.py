@@ -1,0 +1,406 @@
+"""Run the rules over a graph: which dims index the same channels, where zero stays zero, why an axis is frozen.
+
+`analyse` gives an `Axes`: labels for every value, the solved constraints, and for every parameter dim the role
+its entries play. `groups.py` turns that into groups; nothing below reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph import Expr, Graph, Guard, Node, SizeUse, ValueKind
+from .labels import Ids, Kind, Label, Solution, Spread
+from .rules import Context, registered
+from .rules.pointwise import is_pointwise, pointwise
+from .rules.registry import NormSite, is_float
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Axes:
+    """What the analysis found.
+
+    Attributes:
+        graph: what was analysed.
+        solution: classes of ids, see `labels.py`.
+        tensors: (parameter or buffer name, dim) -> ids.
+        zero: (name, dim) pairs whose entries have to be 0 when a unit is removed.
+        consumers: (name, dim) pairs that read a removed unit.
+        attributes: (path of an int attribute) -> ids it counts.
+        norms: norms whose statistics run over labelled ids.
+        leaks: ids whose units receive a gradient at zero.
+        unknown: operators without a rule and the modules they ran in.
+    """
+
+    graph: Graph
+    solution: Solution
+    tensors: dict[tuple[str, int], Ids]
+    zero: set[tuple[str, int]]
+    consumers: set[tuple[str, int]]
+    attributes: dict[str, Ids]
+    norms: list[NormSite]
+    leaks: Ids
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+
+
+def analyse(
+    graph: Graph, *, wide: bool = False, strict_outputs: bool = False, skip_operators: Collection[str] = ()
+) -> Axes:
+    """Find the axes of a graph.
+
+    Args:
+        graph: from `trace`.
+        wide: offer the width of normalized residual streams and the positions inside heads as well.
+        strict_outputs: only outputs that nothing else reads count as outputs.
+        skip_operators: operators (``aten.add`` or ``add``) whose dims are to be frozen.
+    """
+    c = Context(graph)
+    c.consumers = graph.consumers()
+    for use in graph.uses:
+        if use.position == graph.values[use.value].shape[use.dim]:
+            c.sizes.setdefault((use.value, use.dim), use.expr)
+    for node in graph.nodes:
+        _apply(c, node, skip_operators)
+    _freeze_outputs(c, strict_outputs)
+    _freeze_branches(c)
+    bound = _apply_sizes(c)
+    if not wide:
+        _freeze_wide(c)
+    return _settle(c, bound)
+
+
+# ---------------------------------------------------------------- rules
+
+
+def _apply(c: Context, node: Node, skip_operators: Collection[str]) -> None:
+    function = registered(node.name) or (pointwise if is_pointwise(node.op) else None)
+    if node.name in skip_operators or node.name.partition(".")[2] in skip_operators:
+        c.freeze_node(node, "the operator is skipped on request")
+        function = None
+    elif function is None:
+        c.unknown.setdefault(node.name, []).append(node.module)
+        c.freeze_node(node, "no rule for this operator")
+    untrusted = next((c.graph.untrusted[o] for o in node.outputs if o is not None and o in c.graph.untrusted), None)
+    if untrusted is not None:
+        c.freeze_node(node, untrusted)
+        function = None
+    if function is not None:
+        function(c, node)
+    if node.inputs and all(i in c.from_params for i in node.inputs):
+        c.from_params |= {o for o in node.outputs if o is not None}
+    for output in node.outputs:
+        if output is not None and output not in c.labels:
+            c.labels[output] = [None] * len(c.shape(output))
+    _update_aliases(c, node)
+
+
+def _update_aliases(c: Context, node: Node) -> None:
+    """Memory that a call wrote to has other names: they keep their ids, and lose zeros that were overwritten."""
+    if not node.updates:
+        return
+    lost: set[int] = set()
+    kept: set[int] = set()
+    for output in node.outputs:
+        for dim in c.labels.get(output, []) if output is not None else []:
+            if isinstance(dim, Label):
+                lost |= set(dim.ids[~dim.zero].tolist())
+                kept |= set(dim.ids[dim.zero].tolist())
+    written_fixed = [o for o in node.outputs if o is not None]
+    for new, old in node.updates:
+        dims = []
+        for d in c.dims(old):
+            if isinstance(d, Label) and lost:
+                d = d.with_zero(d.zero & ~np.isin(d.ids, np.fromiter(lost, dtype=np.int64)))
+            elif isinstance(d, Spread) and written_fixed:
+                d = None
+            dims.append(d)
+        c.labels[new] = dims
+        if not all(i in c.from_params for i in node.inputs):
+            c.from_params.discard(new)
+
+
+def _freeze_outputs(c: Context, strict: bool) -> None:
+    for position, index in enumerate(c.graph.outputs):
+        if strict and c.consumers.get(index):
+            continue
+        for dim in c.dims(index):
+            c.freeze(dim, f"is a dim of the model's output {position}")
+
+
+def _freeze_branches(c: Context) -> None:
+    """A decision taken on data may run other code next time; where parameters lie unused, it probably does."""
+    if not c.graph.branches or not c.graph.unused:
+        return
+    for branch in c.graph.branches:
+        prefix = f"{branch.module}." if branch.module else ""
+        hidden = [name for name in c.graph.unused if name.startswith(prefix)]
+        if not hidden:
+            continue
+        where = c.graph.where(c.graph.nodes[branch.node])
+        for node in c.graph.nodes:
+            if node.module == branch.module or node.module.startswith(prefix):
+                for index in (*node.inputs, *(o for o in node.outputs if o is not None)):
+                    for dim in c.dims(index):
+                        c.freeze(dim, f"data decides at {where} whether {hidden[0]} and others run")
+
+
+def _freeze_wide(c: Context) -> None:
+    texts = {
+        Kind.WIDTH: "is the width of a normalized stream; wide=True offers it",
+        Kind.HEAD_DIM: "is a position inside attention heads; wide=True offers it",
+    }
+    for ids, kind in c.store.marks:
+        if kind in texts:
+            c.store.freeze(ids, texts[kind])
+
+
+# ---------------------------------------------------------------- what the model's code said about sizes
+
+
+def _apply_sizes(c: Context) -> dict[tuple[str, str, int | None], Ids]:
+    """Turn statements about sizes into constraints; returns what each attribute counts."""
+    bound: dict[tuple[str, str, int | None], Ids] = {}
+    for parts in c.graph.equal_parts:
+        label = c.label(parts.value, parts.dim)
+        if label is None:
+            continue
+        first = label.ids[: parts.size]
+        for start in range(parts.size, len(label), parts.size):
+            part = label.ids[start : start + parts.size]
+            if len(part) == len(first):
+                c.store.equal(first, part)
+            else:
+                c.freeze(label, f"is cut into parts of unequal size by {parts.where}")
+    uses = [(use, c.label(use.value, use.dim)) for use in c.graph.uses]
+    statements = [(use, label.ids[: use.position]) for use, label in uses if label is not None]
+    by_place: dict[tuple[int, int], list[SizeUse]] = {}
+    for use in c.graph.uses:
+        by_place.setdefault((use.value, use.dim), []).append(use)
+    for place, ids in c.met:  # repeated dims whose size was named, and what they met
+        statements += [(use, ids[: use.position]) for use in by_place.get(place, [])]
+    for use, ids in statements:
+        expr = use.expr
+        if expr.kind == "const":
+            c.store.freeze(ids, f"its size is written as the number {expr.args[0]} by {use.where}")
+        elif expr.kind == "attr":
+            known = bound.setdefault(expr.args, ids)
+            if len(known) == len(ids):
+                c.store.equal(known, ids)
+            else:
+                c.store.freeze(ids, f"its size is {expr}, which counts something else too, by {use.where}")
+        elif expr.kind == "dim":
+            source = c.label(*expr.args)
+            if source is not None and len(source) == len(ids):
+                c.store.equal(source.ids, ids)
+            else:
+                c.store.freeze(ids, f"its size is that of a fixed dim by {use.where}")
+        else:
+            suffix = _suffix(expr, c)
+            if suffix is not None:  # x[-3:] of a dim: the last three stay
+                label = c.label(use.value, use.dim)
+                if label is not None:
+                    c.store.freeze(label.ids[use.position :], f"its last {suffix} indices are cut by {use.where}")
+    for guard in c.graph.guards:
+        _bind_guard(c, guard, bound)
+    return bound
+
+
+def _suffix(expr: Expr, c: Context) -> int | None:
+    if expr.kind == "+" and expr.args[0].kind == "dim" and expr.args[1].kind == "const" and expr.args[1].args[0] < 0:
+        return -int(expr.args[1].args[0])
+    return None
+
+
+def _bind_guard(c: Context, guard: Guard, bound: dict[tuple[str, str, int | None], Ids]) -> None:
+    """``x.shape[1] == self.channels`` held, so the attribute counts that dim."""
+    for attr, other in ((guard.left, guard.right), (guard.right, guard.left)):
+        if attr.kind != "attr":
+            continue
+        ids = None
+        if other.kind == "dim":
+            label = c.label(*other.args)
+            ids = label.ids if label is not None else None
+        elif other.kind == "attr":
+            ids = bound.get(other.args)
+        if ids is None:
+            continue
+        known = bound.setdefault(attr.args, ids)
+        if known is not ids and len(known) == len(ids):
+            c.store.equal(known, ids)
+
+
+def _settle(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
+    """Solve; test every statement about sizes on trial removals; freeze what would break one; again."""
+    statements = [
+        (use, label.ids[: use.position])
+        for use in c.graph.uses
+        if not use.expr.is_leaf and (label := c.label(use.value, use.dim)) is not None
+    ]
+    by_place = {(use.value, use.dim): use for use in c.graph.uses if not use.expr.is_leaf}
+    statements += [(by_place[place], ids) for place, ids in c.met if place in by_place]
+    guards = [g for g in c.graph.guards if g.left != g.right]
+    for _ in range(64):
+        solution = c.store.solve()
+        broken = _broken(c, solution, bound, statements, guards)
+        if not broken:
+            break
+        for ids, text in broken:
+            c.store.freeze(ids, text)
+    axes = _collect(c, solution, bound)
+    return axes
+
+
+def _broken(
+    c: Context,
+    solution: Solution,
+    bound: dict[tuple[str, str, int | None], Ids],
+    statements: list[tuple[SizeUse, Ids]],
+    guards: list[Guard],
+) -> list[tuple[Ids, str]]:
+    """Statements that the removal of some unit makes false, as the unit's ids and the reason to freeze them.
+
+    What such a statement speaks of cannot be removed while the model keeps its code.
+    """
+    if not statements and not guards:
+        return []
+    involved: list[tuple[Ids, Expr | None, Expr, str]] = [
+        (ids, None, use.expr, f"its size is {use.expr} by {use.where}, which would not hold") for use, ids in statements
+    ]
+    for guard in guards:
+        involved.append(
+            (np.empty(0, np.int64), guard.left, guard.right, f"the code relies on {guard.left} == {guard.right}")
+        )
+    found: list[tuple[Ids, str]] = []
+    for ids, left, right, text in involved:
+        bad = _broken_by(c, solution, bound, ids, left, right)
+        if len(bad):
+            found.append((np.flatnonzero(np.isin(solution.of_id, bad)), text))
+    return found
+
+
+def _broken_by(
+    c: Context,
+    solution: Solution,
+    bound: dict[tuple[str, str, int | None], Ids],
+    ids: Ids,
+    left: Expr | None,
+    right: Expr,
+) -> Ids:
+    """The units whose removal, alone or a few alike, makes a statement false."""
+    lost: dict[int, NDArray[np.int64]] = {}
+
+    def count(label_ids: Ids) -> tuple[int, NDArray[np.int64]]:
+        if id(label_ids) not in lost:
+            rows = solution.members[solution.of_id[label_ids]]
+            lost[id(label_ids)] = np.bincount(rows.indices, minlength=len(solution.frozen)).astype(np.int64)
+        return len(label_ids), lost[id(label_ids)]
+
+    leaves: dict[Expr, tuple[int, NDArray[np.int64] | int]] = {}
+    for expr in (left, right):
+        for leaf in expr.leaves() if expr is not None else ():
+            if leaf.kind == "attr":
+                of_attribute = bound.get(leaf.args)
+                leaves[leaf] = (_attribute_value(c.graph, *leaf.args), 0) if of_attribute is None else count(of_attribute)
+            elif leaf.kind == "dim":
+                label = c.label(*leaf.args)
+                leaves[leaf] = (c.shape(leaf.args[0])[leaf.args[1]], 0) if label is None else count(label.ids)
+    own = count(ids) if left is None else None
+    deltas = [d for _, d in (*leaves.values(), *([own] if own else [])) if not isinstance(d, int)]
+    if not deltas:
+        return np.empty(0, dtype=np.int64)
+    units = np.flatnonzero(np.any([d > 0 for d in deltas], axis=0) & ~solution.frozen)
+    bad: list[Ids] = []
+    for times in (1, 2, 3):  # floor division can hide a single removal
+        sizes = {leaf: n - times * (d if isinstance(d, int) else d[units]) for leaf, (n, d) in leaves.items()}
+        actual = own[0] - times * own[1][units] if own is not None else left.evaluate(sizes.get)  # type: ignore[union-attr]
+        wrong = np.broadcast_to(actual != right.evaluate(sizes.get), units.shape)
+        possible = np.ones(len(units), dtype=bool)
+        for size in sizes.values():
+            possible &= np.asarray(size) > 0
+        bad.append(units[wrong & possible])
+    return np.unique(np.concatenate(bad))
+
+
+def _attribute_value(graph: Graph, path: str, name: str, index: int | None) -> int:
+    return graph.attributes.get(path, {}).get(name if index is None else f"{name}[{index}]", 0)
+
+
+# ---------------------------------------------------------------- what the parameters are to the units
+
+
+def _collect(c: Context, solution: Solution, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
+    graph = c.graph
+    zero, consumers = _roles(c, solution)
+    tensors: dict[tuple[str, int], Ids] = {}
+    for name, index in graph.tensors.items():
+        for d, dim in enumerate(c.labels.get(index, [])):
+            if isinstance(dim, Label):
+                tensors[name, d] = dim.ids
+    attributes: dict[str, Ids] = {}
+    for (path, attribute, position), ids in bound.items():
+        full = f"{path}.{attribute}" if path else attribute
+        attributes[full if position is None else f"{full}[{position}]"] = ids
+    for full, ids in c.attributes:
+        attributes.setdefault(full, ids)
+    leaks = np.unique(np.concatenate([np.asarray(ids).reshape(-1) for ids in c.leaks])) if c.leaks else np.empty(
+        0, dtype=np.int64
+    )
+    return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.unknown)
+
+
+def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    """Walk back from where a removed unit has to be zero, and from where weights read it, to the parameters."""
+    component = solution.component
+
+    def classes(index: int, dim: int) -> Ids | None:
+        label = c.label(index, dim)
+        if label is None:
+            return None
+        found = solution.of_id[label.ids]
+        return np.unique(component[found])
+
+    def walk(starts: list[tuple[int, int]], needs_zero: bool) -> set[tuple[int, int]]:
+        reached: set[tuple[int, int]] = set()
+        pending: dict[int, set[int]] = {}
+        for index, dim in starts:
+            pending.setdefault(index, set()).add(dim)
+            reached.add((index, dim))
+        for node in reversed(c.graph.nodes):
+            wanted: list[Ids] = []
+            for output in (*node.outputs, *(new for new, _ in node.updates)):
+                for dim in pending.get(output, ()) if output is not None else ():
+                    found = classes(output, dim)
+                    if found is not None:
+                        wanted.append(found)
+            if not wanted:
+                continue
+            target = np.unique(np.concatenate(wanted))
+            for index in dict.fromkeys((*node.inputs, *(old for _, old in node.updates))):
+                if needs_zero and (node.index, index) in c.ignored:
+                    continue
+                if not needs_zero and index not in c.from_params:
+                    continue
+                for dim, label in enumerate(c.dims(index)):
+                    if not isinstance(label, Label) or (needs_zero and not label.zero.any()):
+                        continue
+                    found = classes(index, dim)
+                    if found is not None and np.isin(found, target, assume_unique=True).any():
+                        pending.setdefault(index, set()).add(dim)
+                        reached.add((index, dim))
+        return reached
+
+    def named(places: set[tuple[int, int]]) -> set[tuple[str, int]]:
+        values = c.graph.values
+        return {
+            (values[i].name, d)
+            for i, d in places
+            if values[i].kind is ValueKind.PARAMETER and is_float(values[i].dtype)
+        }
+
+    return named(walk(c.demands, True)), named(walk(c.consumed, False))

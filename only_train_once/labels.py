@@ -1,0 +1,402 @@
+"""What a dim carries, and the constraints between what dims carry.
+
+A dim of a value carries a `Label`: one integer id per index, and per index whether the value is 0 there once
+the id's unit is removed. A dim without a label is *fixed*: nothing can be removed from it. Concatenation,
+slicing, chunks and shuffles are then the same array operation on the ids. Two constraints suffice:
+
+- equality: two ids leave together;
+- product: an index of a merged dim stays when its index in every factor stays (``C = heads * head_dim``).
+
+[Note: solving]
+Equalities become classes (connected components). Products over classes are then simplified until nothing
+changes: a factor that is frozen drops out and the entries along it become equal; a product with one factor left is an
+equality; equal factors make equal products and the other way round; two factorizations of the same entries
+are refined to a common one, or frozen where none exists. Every step only adds constraints, so it is sound.
+What is left are free classes (the units) and product entries, which leave with any of their factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+class Kind(str, Enum):
+    """What the units of a group are to a reader."""
+
+    CHANNEL = "channel"  # a channel of a convolution, a neuron of a linear layer
+    HEAD = "head"  # an attention head (with its query heads, if keys and values are shared)
+    HEAD_DIM = "head_dim"  # one position inside every head
+    WIDTH = "width"  # a channel of a stream that a layer or RMS norm normalizes
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What one dim carries.
+
+    Attributes:
+        ids: (size,) the id of each index; an id may stand at several indices.
+        zero: (size,) whether the value is 0 at this index once the id's unit is removed.
+    """
+
+    ids: Ids
+    zero: Flags
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: slice | Ids) -> Label:
+        """The label of a selection along the dim."""
+        return Label(self.ids[index], self.zero[index])
+
+    def with_zero(self, zero: Flags | bool) -> Label:
+        """The same ids with other zero flags."""
+        return Label(self.ids, np.broadcast_to(np.asarray(zero, dtype=bool), self.ids.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """What a dim carries that repeats one value along it: it takes any label without constraining it.
+
+    ``origin`` is the (value, dim) whose size the model's code named; what it says about that size then
+    applies to the label that the dim meets.
+    """
+
+    origin: tuple[int, int]
+
+
+Dim = Label | Spread | None
+
+
+@dataclass
+class Product:
+    """Entry ``out[i, j, ...]`` stays when ``factors[0][i]`` and ``factors[1][j]`` and ... stay."""
+
+    out: Ids  # (n1, n2, ...)
+    factors: list[Ids]  # (n1,), (n2,), ...
+
+
+@dataclass
+class Solution:
+    """What the constraints amount to.
+
+    Attributes:
+        of_id: (ids,) class of each id.
+        frozen: (classes,) whether the class has to stay.
+        reason: (classes,) index into ``reasons`` of why, -1 where not frozen.
+        reasons: texts.
+        products: what is left of them, over classes.
+        kind: (classes,) index into ``list(Kind)``.
+        members: (classes, classes) boolean; row c holds the units whose removal removes c.
+        component: (classes,) classes that products connect share a number.
+    """
+
+    of_id: Ids
+    frozen: Flags
+    reason: Ids
+    reasons: list[str]
+    products: list[Product]
+    kind: Ids
+    members: sparse.csr_matrix
+    component: Ids
+
+
+_KINDS = list(Kind)
+# where marks disagree the later wins: a head of a residual stream under layer norm is a width
+_MARK_ORDER = {Kind.CHANNEL: 0, Kind.HEAD: 1, Kind.HEAD_DIM: 2, Kind.WIDTH: 3}
+
+
+@dataclass
+class LabelStore:
+    """Makes ids and collects constraints; `solve` answers."""
+
+    count: int = 0
+    edges: list[tuple[Ids, Ids]] = field(default_factory=list)
+    freezes: list[tuple[Ids, int]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    marks: list[tuple[Ids, Kind]] = field(default_factory=list)
+    _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
+    _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
+    _reason_index: dict[str, int] = field(default_factory=dict)
+
+    def fresh(self, size: int, zero: bool) -> Label:
+        """A label of ids nobody has."""
+        ids = np.arange(self.count, self.count + size, dtype=np.int64)
+        self.count += size
+        return Label(ids, np.full(size, zero))
+
+    def equal(self, a: Ids, b: Ids) -> None:
+        """These ids leave together, pairwise."""
+        if a is not b:
+            self.edges.append((a, b))
+
+    def freeze(self, ids: Ids, reason: str) -> None:
+        """These ids have to stay."""
+        if len(ids) == 0:
+            return
+        index = self._reason_index.setdefault(reason, len(self.reasons))
+        if index == len(self.reasons):
+            self.reasons.append(reason)
+        self.freezes.append((ids, index))
+
+    def mark(self, ids: Ids, kind: Kind) -> None:
+        """Say what the units are to a reader."""
+        self.marks.append((ids, kind))
+
+    def split(self, label: Label, sizes: Sequence[int]) -> list[Label | None]:
+        """The labels of the dims that one dim is split into, row-major."""
+        key = (label.ids.tobytes(), tuple(sizes))
+        grid = label.ids.reshape(sizes)
+        factors = self._splits.get(key)
+        if factors is None:
+            varies = [size > 1 and not (grid == grid.take([0], axis=a)).all() for a, size in enumerate(sizes)]
+            if sum(varies) <= 1:
+                factors = [self._along(grid, a) if v else None for a, v in enumerate(varies)]
+            else:
+                factors = [self.fresh(size, True).ids if v else None for size, v in zip(sizes, varies, strict=True)]
+                corner = tuple(slice(None) if v else 0 for v in varies)
+                self._product(grid[corner], [f for f in factors if f is not None])
+            self._splits[key] = factors
+        zero = label.zero.reshape(sizes)
+        result: list[Label | None] = []
+        for axis, factor in enumerate(factors):
+            others = tuple(a for a in range(len(sizes)) if a != axis)
+            result.append(None if factor is None else Label(factor, zero.all(axis=others)))
+        return result
+
+    def merge(self, labels: Sequence[Label | None], sizes: Sequence[int]) -> Label | None:
+        """The label of the dim that several dims are merged into, row-major."""
+        labelled = [a for a, label in enumerate(labels) if label is not None]
+        if not labelled:
+            return None
+        grids: list[Ids] = []
+        zero = np.ones(tuple(sizes), dtype=bool)
+        for axis in labelled:
+            label = labels[axis]
+            assert label is not None
+            shape = [1] * len(sizes)
+            shape[axis] = sizes[axis]
+            grids.append(np.broadcast_to(label.ids.reshape(shape), tuple(sizes)))
+            zero = zero & label.zero.reshape(shape)
+        if len(labelled) == 1:
+            return Label(np.ascontiguousarray(grids[0]).reshape(-1), zero.reshape(-1))
+        factors = [label.ids for label in labels if label is not None]
+        key = tuple(f.tobytes() for f in factors)
+        ids = self._merges.get(key)
+        core = [sizes[a] for a in labelled]
+        if ids is None:
+            ids = self.fresh(math.prod(core), True).ids
+            self._product(ids.reshape(core), factors)
+            self._merges[key] = ids
+        shape = [sizes[a] if a in labelled else 1 for a in range(len(sizes))]
+        full = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), tuple(sizes))).reshape(-1)
+        by_axis = {a: f for a, f in zip(labelled, factors, strict=True)}
+        self._splits[(full.tobytes(), tuple(sizes))] = [by_axis.get(a) for a in range(len(sizes))]
+        return Label(full, zero.reshape(-1))
+
+    def _product(self, out: Ids, factors: list[Ids]) -> None:
+        self.products.append(Product(out, factors))
+        # remember the split, so that taking apart what was put together gives the same ids back
+        self._splits.setdefault((np.ascontiguousarray(out).tobytes(), out.shape), list(factors))
+
+    @staticmethod
+    def _along(grid: Ids, axis: int) -> Ids:
+        index = tuple(slice(None) if a == axis else 0 for a in range(grid.ndim))
+        return np.ascontiguousarray(grid[index])
+
+    # ------------------------------------------------------------ solving, see [Note: solving]
+
+    def solve(self) -> Solution:
+        """Classes, what is frozen and why, and which units take which classes with them."""
+        of_id = np.arange(self.count, dtype=np.int64)
+        edges = [(np.asarray(a).reshape(-1), np.asarray(b).reshape(-1)) for a, b in self.edges]
+        frozen_ids = np.zeros(self.count, dtype=bool)
+        reason_ids = np.full(self.count, -1, dtype=np.int64)
+        for ids, index in self.freezes:
+            new = ids[~frozen_ids[ids]]
+            frozen_ids[new] = True
+            reason_ids[new] = index
+        products = [Product(p.out, list(p.factors)) for p in self.products]
+        classes = self.count
+        reasons = list(self.reasons)
+        while True:
+            if edges:
+                a = np.concatenate([e[0] for e in edges])
+                b = np.concatenate([e[1] for e in edges])
+                graph = sparse.coo_matrix((np.ones(len(a), dtype=bool), (a, b)), shape=(classes, classes))
+                new_count, step = connected_components(graph, directed=False)
+                if new_count < classes:
+                    step = step.astype(np.int64)
+                    of_id = step[of_id]
+                    frozen, reason = np.zeros(new_count, dtype=bool), np.full(new_count, -1, dtype=np.int64)
+                    frozen[step[frozen_ids]] = True
+                    where = np.flatnonzero(frozen_ids)[::-1]  # the first reason is written last
+                    reason[step[where]] = reason_ids[where]
+                    frozen_ids, reason_ids, classes = frozen, reason, new_count
+                    for p in products:
+                        p.out = step[p.out]
+                        p.factors = [step[f] for f in p.factors]
+                edges = []
+            products, edges, changed = _simplify(products, frozen_ids, reason_ids, reasons)
+            if not edges and not changed:
+                break
+        kind = np.zeros(classes, dtype=np.int64)
+        for ids, k in sorted(self.marks, key=lambda m: _MARK_ORDER[m[1]]):
+            kind[of_id[ids]] = _KINDS.index(k)
+        members, component = _closure(products, classes)
+        return Solution(of_id, frozen_ids, reason_ids, reasons, products, kind, members, component)
+
+
+def _simplify(
+    products: list[Product], frozen: Flags, reason: Ids, reasons: list[str]
+) -> tuple[list[Product], list[tuple[Ids, Ids]], bool]:
+    """One round over the products; freezes in place, returns the products left and new equalities."""
+    edges: list[tuple[Ids, Ids]] = []
+    changed = False
+
+    def freeze(classes: Ids, why: Ids) -> bool:
+        new = ~frozen[classes]
+        if not new.any():
+            return False
+        frozen[classes[new]] = True
+        reason[classes[new]] = np.broadcast_to(why, classes.shape)[new]
+        return True
+
+    kept: list[Product] = []
+    by_factors: dict[tuple[bytes, ...], Product] = {}
+    by_out: dict[bytes, Product] = {}
+    for p in products:
+        # an entry that has to stay keeps all its factors
+        stuck = frozen[p.out]
+        if stuck.any():
+            for axis, factor in enumerate(p.factors):
+                others = tuple(a for a in range(p.out.ndim) if a != axis)
+                hit = stuck.any(axis=others)
+                if hit.any():
+                    moved = np.moveaxis(p.out, axis, 0).reshape(len(factor), -1)[hit]
+                    first = frozen[moved].argmax(axis=1)
+                    changed |= freeze(factor[hit], reason[moved[np.arange(len(moved)), first]])
+        # a factor that stays whole drops out
+        for axis in reversed(range(len(p.factors))):
+            if frozen[p.factors[axis]].all():
+                first_entry = p.out.take([0], axis=axis)
+                edges.append((np.broadcast_to(first_entry, p.out.shape).reshape(-1), p.out.reshape(-1)))
+                p.out = first_entry.squeeze(axis)
+                del p.factors[axis]
+        if not p.factors:
+            changed |= freeze(p.out.reshape(-1), np.asarray(_reason(reasons, "every factor of this dim is fixed")))
+            continue
+        if len(p.factors) == 1:
+            edges.append((p.out.reshape(-1), p.factors[0]))
+            continue
+        # an entry that is its own factor: the other factors can never go alone
+        for axis, factor in enumerate(p.factors):
+            if np.isin(factor, p.out).any():
+                why = np.asarray(_reason(reasons, "a merged dim is tied to one of its own factors"))
+                for other, f in enumerate(p.factors):
+                    if other != axis:
+                        changed |= freeze(f, why)
+        key = tuple(f.tobytes() for f in p.factors)
+        twin = by_factors.get(key)
+        if twin is not None:
+            if not np.array_equal(twin.out, p.out):
+                edges.append((twin.out.reshape(-1), p.out.reshape(-1)))
+            continue
+        rival = by_out.get(p.out.tobytes())
+        if rival is not None:
+            if rival.out.shape == p.out.shape:
+                for f, g in zip(rival.factors, p.factors, strict=True):
+                    if not np.array_equal(f, g):
+                        edges.append((f, g))
+                continue
+            coarse, fine = (rival, p) if len(rival.factors) < len(p.factors) else (p, rival)
+            parts = _refine(coarse, fine, edges)
+            if parts is None:
+                text = f"one dim is read as {list(rival.out.shape)} and as {list(p.out.shape)}"
+                changed |= freeze(p.out.reshape(-1), np.asarray(_reason(reasons, text)))
+                kept.append(p)
+                continue
+            changed = True
+            if coarse is rival:
+                kept = [k for k in kept if k is not rival]
+                by_out[p.out.tobytes()] = p
+                kept.append(p)
+            kept.extend(parts)
+            continue
+        by_factors[key] = p
+        by_out[p.out.tobytes()] = p
+        kept.append(p)
+    return kept, edges, changed
+
+
+def _reason(reasons: list[str], text: str) -> int:
+    if text not in reasons:
+        reasons.append(text)
+    return reasons.index(text)
+
+
+def _cuts(shape: Sequence[int]) -> list[int]:
+    """Strides at which a factorization cuts: the products of its trailing sizes."""
+    cuts, stride = [], 1
+    for size in reversed(shape[1:]):
+        stride *= size
+        cuts.append(stride)
+    return cuts
+
+
+def _refine(coarse: Product, fine: Product, edges: list[tuple[Ids, Ids]]) -> list[Product] | None:
+    """Express the factors of ``coarse`` by those of ``fine``, a longer factorization of the same entries.
+
+    Returns the products that replace ``coarse`` (a factor that spans several of the fine ones), or None where the
+    cuts of the two do not nest.
+    """
+    coarse_cuts = [math.prod(coarse.out.shape), *reversed(_cuts(coarse.out.shape)), 1]
+    fine_cuts = [math.prod(fine.out.shape), *reversed(_cuts(fine.out.shape)), 1]
+    if not set(coarse_cuts) <= set(fine_cuts):
+        return None
+    parts: list[Product] = []
+    for axis, factor in enumerate(coarse.factors):
+        first, last = fine_cuts.index(coarse_cuts[axis]), fine_cuts.index(coarse_cuts[axis + 1])
+        inner = fine.factors[first:last]
+        if len(inner) == 1:
+            edges.append((factor, inner[0]))
+        else:
+            parts.append(Product(factor.reshape([len(f) for f in inner]), inner))
+    return parts
+
+
+def _closure(products: list[Product], classes: int) -> tuple[sparse.csr_matrix, Ids]:
+    """Which free classes each class leaves with, and which classes hang together."""
+    rows: list[Ids] = []
+    cols: list[Ids] = []
+    dependent = np.zeros(classes, dtype=bool)
+    for p in products:
+        dependent[p.out] = True
+        for axis, factor in enumerate(p.factors):
+            shape = [1] * p.out.ndim
+            shape[axis] = len(factor)
+            rows.append(p.out.reshape(-1))
+            cols.append(np.broadcast_to(factor.reshape(shape), p.out.shape).reshape(-1))
+    if not rows:
+        return sparse.identity(classes, dtype=bool, format="csr"), np.arange(classes, dtype=np.int64)
+    r, c = np.concatenate(rows), np.concatenate(cols)
+    parents = sparse.csr_matrix((np.ones(len(r), dtype=np.int8), (r, c)), shape=(classes, classes))
+    _, component = connected_components(parents, directed=False)
+    free = sparse.diags((~dependent).astype(np.int8), format="csr", dtype=np.int8)
+    members = free
+    while True:  # as many rounds as products are nested
+        larger = ((parents @ members + free) > 0).astype(np.int8)
+        if larger.nnz == members.nnz:
+            return larger.astype(bool), component.astype(np.int64)
+        members = larger

@@ -1,0 +1,157 @@
+"""Operators that work index by index, and operators that make tensors.
+
+Where zero stays zero is not looked up: the operator itself is run on a few numbers, with zeros in place of the
+operands that are zero, and asked whether all results are zero.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..graph import Node, Ref
+from ..labels import Dim, Label
+from .registry import Context, is_float, rule
+
+# pointwise in fact, though PyTorch does not tag them so
+UNTAGGED = (
+    "aten.copy", "aten._to_copy", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.lift", "aten.lift_fresh_copy",
+    "aten.fill", "aten.zero", "aten.masked_fill", "aten.contiguous", "aten.to", "aten.dropout", "aten.feature_dropout",
+    "aten._conj", "aten.conj", "aten.polar", "aten.complex", "aten.nan_to_num", "aten.masked_scatter",
+    "aten._prelu_kernel", "aten.native_dropout", "aten.relu6", "aten.celu", "aten.selu", "aten.hardswish",
+    "aten.resolve_conj", "aten.resolve_neg",
+)  # fmt: skip
+
+
+def is_pointwise(op: Any) -> bool:
+    """Whether PyTorch tags the operator as working index by index."""
+    return torch.Tag.pointwise in op.tags
+
+
+@rule(*UNTAGGED)
+def pointwise(c: Context, node: Node) -> None:
+    """Operands broadcast; equal dims are tied; the result is zero where the operator says so."""
+    out = node.outputs[0]
+    if out is None:
+        return
+    operands = list(dict.fromkeys(c.tensors(node)))
+    shape = c.shape(out)
+    dims: list[Dim] = []
+    for d, size in enumerate(shape):
+        carried: list[Dim] = []
+        for index in operands:
+            own = d - (len(shape) - c.rank(index))
+            carried.append(c.dim(index, own) if own >= 0 and c.shape(index)[own] == size and size > 1 else _ABSENT)
+        present = [x for x in carried if x is not _ABSENT]
+        joined = present[0] if present else None
+        for other in present[1:]:
+            joined = c.tie(joined, other, node)
+        if isinstance(joined, Label):
+            joined = joined.with_zero(_zero(c, node, operands, carried, size))
+        dims.append(joined)
+    for output in range(len(node.outputs)):
+        if node.outputs[output] is not None and c.shape(node.outputs[output]) == shape:  # type: ignore[arg-type]
+            c.set(node, dims, output)
+
+
+_ABSENT: Any = object()  # an operand that has no such dim, or repeats one value along it
+
+
+def _zero(c: Context, node: Node, operands: list[int], carried: list[Dim], size: int) -> np.ndarray[Any, Any]:
+    flags = np.zeros((len(operands), size), dtype=bool)
+    for row, found in enumerate(carried):
+        if isinstance(found, Label):
+            flags[row] = found.zero
+    patterns, inverse = np.unique(flags, axis=1, return_inverse=True)
+    answers = np.array([_probe_node(c, node, operands, tuple(map(bool, p))) for p in patterns.T])
+    return answers[inverse.reshape(-1)]
+
+
+def _probe_node(c: Context, node: Node, operands: list[int], zeros: tuple[bool, ...]) -> bool:
+    if not any(zeros) and node.name not in ("aten.zero", "aten.fill", "aten.masked_fill"):
+        return False
+    order = tuple(operands.index(i) for i in c.tensors(node))
+    kinds = tuple("f" if is_float(c.value(i).dtype) else "b" if c.value(i).dtype == torch.bool else "i" for i in operands)
+    scalars = pytree.tree_map_only(Ref, lambda _: None, (node.args, dict(node.kwargs)))
+    return _probe(node.op, order, kinds, zeros, repr(scalars), _Arguments(node.args, dict(node.kwargs)))
+
+
+class _Arguments:
+    """Arguments that do not take part in the cache's key; their text does."""
+
+    def __init__(self, args: Any, kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Arguments)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=4096)
+def _probe(
+    op: Any, order: tuple[int, ...], kinds: tuple[str, ...], zeros: tuple[bool, ...], text: str, arguments: _Arguments
+) -> bool:
+    """Whether the operator gives exactly 0 when the operands marked in ``zeros`` are 0 and the others anything."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: list[Tensor] = []
+    for kind, zero in zip(kinds, zeros, strict=True):
+        x = torch.randn(16, generator=generator, dtype=torch.float64) * 3
+        tensors.append(torch.zeros_like(x) if zero else x)
+        if kind != "f":
+            tensors[-1] = tensors[-1].to(torch.bool if kind == "b" else torch.int64)
+    operands = iter([tensors[i] for i in order])
+    args, kwargs = pytree.tree_map_only(Ref, lambda _: next(operands), (arguments.args, arguments.kwargs))
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "device", "layout", "memory_format", "pin_memory")}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            result = op(*args, **kwargs)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False  # it does not run on plain numbers: nothing is known, and that is not zero
+    result = result[0] if isinstance(result, (list, tuple)) else result
+    return bool((result == 0).all())
+
+
+_MAKE_ZERO = {"aten.zeros": True, "aten.new_zeros": True, "aten.zeros_like": True}
+
+
+@rule(
+    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.rand", "aten.randn", "aten.arange", "aten.scalar_tensor",
+    "aten.linspace", "aten.eye", "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full",
+    "aten.empty_strided", "aten.new_empty_strided", "aten.randint", "aten.randperm", "aten.tril_indices",
+    "aten.triu_indices", "aten.hann_window", "aten.logspace",
+)  # fmt: skip
+def create(c: Context, node: Node) -> None:
+    """A dim whose size came from another dim or from an attribute follows it; any other is fixed."""
+    out = node.outputs[0]
+    assert out is not None
+    zero = _MAKE_ZERO.get(node.name, False)
+    dims: list[Dim] = []
+    for d, size in enumerate(c.shape(out)):
+        expr = c.sizes.get((out, d))
+        dims.append(None)
+        if expr is None or size == 1 or node.name == "aten.arange":
+            continue
+        if expr.kind == "dim":
+            source = c.label(*expr.args)
+            dims[-1] = source.with_zero(zero) if source is not None and len(source) == size else None
+        elif any(leaf.kind == "attr" for leaf in expr.leaves()):
+            dims[-1] = c.store.fresh(size, zero)
+    c.from_params.add(out)
+    c.set(node, dims)
+
+
+@rule(
+    "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.full_like", "aten.rand_like", "aten.randn_like",
+    "aten.bernoulli",
+)  # fmt: skip
+def create_like(c: Context, node: Node) -> None:
+    zero = _MAKE_ZERO.get(node.name, False)
+    dims = [d.with_zero(zero) if isinstance(d, Label) else d for d in c.dims(c.tensors(node)[0])]
+    c.set(node, dims)

@@ -1,0 +1,139 @@
+"""Operators that reduce a dim, or whose result depends on the order or the count of a dim's indices."""
+
+from __future__ import annotations
+
+from ..graph import Node, Ref
+from ..labels import Dim, Kind, Label
+from .norm import norm_dim
+from .registry import Context, NormSite, rule
+
+
+def _reduced(c: Context, node: Node, x: int) -> list[int]:
+    wanted = node.argument("dim")
+    rank = c.rank(x)
+    if wanted is None or wanted == []:
+        return list(range(rank))
+    return [int(d) % max(rank, 1) for d in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]
+
+
+def _set_reduced(c: Context, node: Node, dims: list[Dim], reduced: list[int], output: int = 0) -> None:
+    made = node.outputs[output]
+    if made is None:
+        return
+    kept_rank = c.rank(made) == len(dims)
+    result = [None if d in reduced else dim for d, dim in enumerate(dims)]
+    if not kept_rank:
+        result = [dim for d, dim in enumerate(result) if d not in reduced]
+    c.set(node, result, output)
+
+
+@rule("aten.sum", "aten.linalg_vector_norm", "aten.norm", "aten.nansum")
+def summing(c: Context, node: Node) -> None:
+    """A zero adds nothing. A sum gives every entry a gradient, a norm gives a zero entry none."""
+    x = c.tensors(node)[0]
+    reduced = _reduced(c, node, x)
+    dims = list(c.dims(x))
+    order = node.argument("ord", node.argument("p", 2))
+    for d in reduced:
+        label = dims[d]
+        if not isinstance(label, Label):
+            continue
+        if node.name in ("aten.linalg_vector_norm", "aten.norm") and (order is None or float(order) <= 0):
+            c.freeze(label, f"a norm of order {order} counts zeros at {c.graph.where(node)}")
+            continue
+        c.need_zero(node, x, d)
+        if node.name in ("aten.sum", "aten.nansum"):
+            c.leak(label.ids)
+    _set_reduced(c, node, dims, reduced)
+
+
+@rule("aten.mean")
+def mean(c: Context, node: Node) -> None:
+    """A mean divides by the count: exact only where the running module is an RMS norm, which can be told."""
+    x = c.tensors(node)[0]
+    reduced = _reduced(c, node, x)
+    dims = list(c.dims(x))
+    for d in reduced:
+        label = dims[d]
+        if not isinstance(label, Label):
+            continue
+        site = _rms_site(c, node, label) if len(reduced) == 1 else None
+        if site is None:
+            c.freeze(label, f"a mean divides by the count of this dim at {c.graph.where(node)}")
+            continue
+        c.mark(label, Kind.WIDTH)
+        c.need_zero(node, x, d)
+        c.norms.append(NormSite(node.module, site, label.ids))
+    _set_reduced(c, node, dims, reduced)
+
+
+def _rms_site(c: Context, node: Node, label: Label) -> int | None:
+    """The dim of the module's input, if the module computes ``x * rsqrt(mean(x * x) + eps)`` and nothing else."""
+    path = node.module
+    if any(other.startswith(f"{path}.") for other in c.graph.classes) or not path:
+        return None
+    squared = [n for n in c.graph.nodes if n.outputs and n.outputs[0] in node.inputs]
+    if not squared or not _is_square(squared[-1]):
+        return None
+    value = node.outputs[0]
+    for _ in range(4):  # mean -> (+ eps) -> rsqrt, or sqrt and a division; casts in between
+        readers = c.consumers.get(value, []) if value is not None else []
+        names = {n.name for n in readers}
+        if names & {"aten.rsqrt", "aten.sqrt"} and all(n.module == path for n in readers):
+            return norm_dim(c, node, label)
+        if len(readers) != 1 or readers[0].name not in ("aten.add", "aten._to_copy", "aten.clamp_min"):
+            return None
+        if readers[0].name == "aten.clamp_min":
+            return None  # the bound would have to scale as well
+        value = readers[0].outputs[0]
+    return None
+
+
+def _is_square(node: Node) -> bool:
+    if node.name == "aten.pow":
+        return node.args[1] == 2 and isinstance(node.args[0], Ref)
+    if node.name == "aten.square":
+        return True
+    return node.name == "aten.mul" and node.args[0] == node.args[1]
+
+
+@rule(
+    "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.prod", "aten.var", "aten.std", "aten.var_mean",
+    "aten.std_mean", "aten.argmax", "aten.argmin", "aten.any", "aten.all", "aten.logsumexp", "aten.median",
+    "aten.nanmedian", "aten.mode", "aten.count_nonzero", "aten.aminmax", "aten.kthvalue",
+)  # fmt: skip
+def counting(c: Context, node: Node) -> None:
+    """A zero is a value like any other here: the reduced axis is frozen."""
+    x = c.tensors(node)[0]
+    tensors = c.tensors(node)
+    if len(tensors) > 1:  # max(a, b)
+        c.freeze_node(node, "two tensors are reduced together")
+        return
+    reduced = _reduced(c, node, x)
+    dims = list(c.dims(x))
+    for d in reduced:
+        c.freeze(dims[d], f"a zero still counts when this dim is reduced at {c.graph.where(node)}")
+    plain: list[Dim] = [d.with_zero(False) if isinstance(d, Label) else d for d in dims]
+    for output in range(len(node.outputs)):
+        _set_reduced(c, node, plain, reduced, output)
+
+
+@rule("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.argsort")
+def ordered(c: Context, node: Node) -> None:
+    """The order of the indices matters: the axis is frozen, the others pass."""
+    x = c.tensors(node)[0]
+    d = int(node.argument("dim", -1)) % max(c.rank(x), 1)
+    for output in range(len(node.outputs)):
+        c.keep(node, x, output=output, fixed=(d,), why="the order of this dim matters")
+
+
+@rule("aten.topk")
+def topk(c: Context, node: Node) -> None:
+    x = c.tensors(node)[0]
+    d = int(node.argument("dim", -1)) % max(c.rank(x), 1)
+    dims = list(c.dims(x))
+    c.freeze(dims[d], f"the largest of this dim are picked at {c.graph.where(node)}")
+    dims[d] = None
+    plain: list[Dim] = [dim.with_zero(False) if isinstance(dim, Label) else dim for dim in dims]
+    for output in range(len(node.outputs)):
+        c.set(node, plain, output)

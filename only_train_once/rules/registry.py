@@ -1,0 +1,256 @@
+"""The registry of rules, and what a rule may ask and say (`Context`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..errors import RuleError
+from ..graph import Expr, Graph, Node, Ref, Value, ValueKind
+from ..labels import Dim, Flags, Ids, Kind, Label, LabelStore, Spread
+
+Rule = Callable[["Context", Node], None]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators named ``namespace.name``, without overload or in-place mark.
+
+    Raises:
+        RuleError: a name has no dot, or has a rule already.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in operators:
+            if name.count(".") != 1:
+                raise RuleError(f"{name!r} names no operator; write namespace.name, for example 'aten.mm'")
+            if name in _RULES:
+                raise RuleError(f"{name} has a rule already: {_RULES[name].__module__}.{_RULES[name].__name__}")
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def registered(name: str) -> Rule | None:
+    """The rule of an operator, if there is one."""
+    return _RULES.get(name)
+
+
+@dataclass
+class NormSite:
+    """A normalization module whose statistics run over labelled ids; ``dim`` counts in the module's input."""
+
+    module: str
+    dim: int
+    ids: Ids
+
+
+@dataclass
+class Context:
+    """What a rule may ask and say.
+
+    Reading: `tensors`, `shape`, `dim`, `dims`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`, `mark`,
+    `attribute`, `norm`. Writing: `set`.
+    """
+
+    graph: Graph
+    store: LabelStore = field(default_factory=LabelStore)
+    labels: dict[int, list[Dim]] = field(default_factory=dict)
+    from_params: set[int] = field(default_factory=set)  # values that depend on parameters and constants alone
+    demands: list[tuple[int, int]] = field(default_factory=list)  # (value, dim) that must be zero at removed units
+    consumed: list[tuple[int, int]] = field(default_factory=list)  # (value, dim) of weights that read removed units
+    ignored: set[tuple[int, int]] = field(default_factory=set)  # (node, value): a demand stops here
+    leaks: list[Ids] = field(default_factory=list)  # ids whose units get gradients at zero
+    attributes: list[tuple[str, Ids]] = field(default_factory=list)  # "module.attr" counts these ids
+    norms: list[NormSite] = field(default_factory=list)
+    met: list[tuple[tuple[int, int], Ids]] = field(default_factory=list)  # spread dims and what they met
+    consumers: dict[int, list[Node]] = field(default_factory=dict)
+    sizes: dict[tuple[int, int], Expr] = field(default_factory=dict)  # (value, dim) -> where its whole size came from
+    unknown: dict[str, list[str]] = field(default_factory=dict)  # operator without a rule -> modules
+
+    # -- reading
+
+    def tensors(self, node: Node) -> list[int]:
+        """Value indices of the positional tensor arguments, in order; lists are flattened."""
+        found: list[int] = []
+        for arg in node.args:
+            if isinstance(arg, Ref):
+                found.append(arg.index)
+            elif isinstance(arg, (list, tuple)):
+                found += [a.index for a in arg if isinstance(a, Ref)]
+        return found
+
+    def tensor(self, node: Node, name: str) -> int | None:
+        """Value index of the tensor argument of that name, or None."""
+        arg = node.argument(name)
+        return arg.index if isinstance(arg, Ref) else None
+
+    def value(self, index: int) -> Value:
+        return self.graph.values[index]
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return self.graph.values[index].shape
+
+    def rank(self, index: int) -> int:
+        return len(self.graph.values[index].shape)
+
+    def dims(self, index: int) -> list[Dim]:
+        """What the dims of a value carry. Asking for a parameter the first time gives it ids."""
+        dims = self.labels.get(index)
+        if dims is None:
+            value = self.graph.values[index]
+            if value.kind in (ValueKind.PARAMETER, ValueKind.BUFFER):
+                zero = value.kind is ValueKind.PARAMETER and value.dtype.is_floating_point
+                dims = [self.store.fresh(n, zero) if n > 1 else None for n in value.shape]
+                self.from_params.add(index)
+            else:
+                if value.kind is ValueKind.CONSTANT:
+                    self.from_params.add(index)
+                dims = [None] * len(value.shape)
+            self.labels[index] = dims
+        return dims
+
+    def dim(self, index: int, dim: int) -> Dim:
+        return self.dims(index)[dim]
+
+    def label(self, index: int, dim: int) -> Label | None:
+        """The label of a dim; None where it is fixed or a mere repetition."""
+        found = self.dims(index)[dim]
+        return found if isinstance(found, Label) else None
+
+    # -- stating
+
+    def tie(self, a: Dim, b: Dim, node: Node) -> Dim:
+        """Two dims index the same channels; returns what the common dim carries (zero where both are)."""
+        if isinstance(a, Spread) or isinstance(b, Spread):
+            spread, other = (a, b) if isinstance(a, Spread) else (b, a)
+            assert isinstance(spread, Spread)
+            if isinstance(other, Label):
+                self.met.append((spread.origin, other.ids))
+            return other
+        if a is None or b is None:
+            label = a or b
+            if label is not None:
+                self.freeze(label, f"meets a dim of fixed size at {self.graph.where(node)}")
+            return None
+        if len(a) != len(b):
+            self.freeze(a, f"meets a dim of another size at {self.graph.where(node)}")
+            self.freeze(b, f"meets a dim of another size at {self.graph.where(node)}")
+            return None
+        self.store.equal(a.ids, b.ids)
+        return Label(a.ids, a.zero & b.zero) if a is not b else a
+
+    def freeze(self, dim: Dim, reason: str) -> None:
+        """Nothing may be removed from this dim."""
+        if isinstance(dim, Label):
+            self.store.freeze(dim.ids, reason)
+
+    def freeze_node(self, node: Node, why: str) -> None:
+        """Freeze every labelled dim of the node's inputs."""
+        for index in node.inputs:
+            for dim in self.dims(index):
+                self.freeze(dim, f"{why} at {self.graph.where(node)}")
+
+    def need_zero(self, node: Node, index: int, dim: int) -> bool:
+        """The value has to be 0 at removed indices of this dim; freezes and says no where it is not."""
+        label = self.label(index, dim)
+        if label is None:
+            return True
+        if not label.zero.all():
+            self.store.freeze(
+                label.ids[~label.zero], f"a removed unit does not become 0 before {self.graph.where(node)}"
+            )
+        self.demands.append((index, dim))
+        return bool(label.zero.any())
+
+    def contract(self, node: Node, a: tuple[int, int], b: tuple[int, int]) -> None:
+        """The operator sums products of ``a`` and ``b`` over these dims.
+
+        Exact when one side is 0 at removed indices. The side that does not come from parameters alone is asked
+        first; where it cannot be 0 (a constant behind a sigmoid), the weights' columns have to be.
+        """
+        if a[0] in self.from_params and b[0] not in self.from_params:
+            a, b = b, a
+        left, right = self.dim(*a), self.dim(*b)
+        self.tie(left, right, node)
+        if not isinstance(left, Label) or not isinstance(right, Label):
+            return
+        if b[0] in self.from_params:
+            self.demands.append(a)
+            self.consumed.append(b)
+            if not left.zero.all():
+                lacking = ~left.zero
+                blocked = lacking & ~right.zero
+                if blocked.any():
+                    self.store.freeze(
+                        left.ids[blocked], f"a removed unit does not become 0 before {self.graph.where(node)}"
+                    )
+                self.demands.append(b)
+                self.leak(left.ids[lacking])
+            return
+        # two activations: both are driven to zero where both can be, so that neither gets a gradient
+        both = left.zero & right.zero
+        if not (left.zero | right.zero).all():
+            self.store.freeze(
+                left.ids[~(left.zero | right.zero)],
+                f"a removed unit does not become 0 before {self.graph.where(node)}",
+            )
+        self.demands += [a, b]
+        if not both.all():
+            self.leak(left.ids[~both])
+
+    def leak(self, ids: Ids) -> None:
+        """These units receive a gradient although they are at zero."""
+        self.leaks.append(ids)
+
+    def mark(self, dim: Dim, kind: Kind) -> None:
+        """Say what the units of this dim are to a reader."""
+        if isinstance(dim, Label):
+            self.store.mark(dim.ids, kind)
+
+    def attribute(self, node: Node, name: str, value: int, label: Label) -> None:
+        """The module's int attribute ``name`` counts these ids; without such an attribute they freeze."""
+        if self.graph.attributes.get(node.module, {}).get(name) == value:
+            self.attributes.append((f"{node.module}.{name}" if node.module else name, label.ids))
+        else:
+            self.freeze(label, f"no attribute {name}={value} to change at {self.graph.where(node)}")
+
+    # -- writing
+
+    def set(self, node: Node, dims: Sequence[Dim], output: int = 0) -> None:
+        """Set what the dims of an output carry."""
+        index = node.outputs[output]
+        if index is None:
+            return
+        shape = self.shape(index)
+        assert len(dims) == len(shape), (str(node), shape, len(dims))
+        checked: list[Dim] = []
+        for d, n in zip(dims, shape, strict=True):
+            if n == 1:
+                d = None
+            if isinstance(d, Label):
+                assert len(d) == n, (str(node), shape, [len(x) if isinstance(x, Label) else None for x in dims])
+            checked.append(d)
+        self.labels[index] = checked
+
+    def keep(self, node: Node, index: int, *, output: int = 0, fixed: Sequence[int] = (), why: str = "") -> None:
+        """The output has the dims of ``index``; those named ``fixed`` freeze."""
+        dims = list(self.dims(index))
+        for d in fixed:
+            self.freeze(dims[d], f"{why or 'the order or count of this dim matters'} at {self.graph.where(node)}")
+            dims[d] = None
+        self.set(node, dims, output)
+
+
+def zeros_like(label: Label) -> Flags:
+    """No index is zero."""
+    return np.zeros(len(label), dtype=bool)
+
+
+def is_float(dtype: torch.dtype) -> bool:
+    """Whether values of this dtype can carry a removable unit."""
+    return dtype.is_floating_point or dtype.is_complex

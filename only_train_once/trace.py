@@ -1,0 +1,648 @@
+"""`trace(model, inputs)`: run the model once, for real, and write down what happened.
+
+The only file that knows how a model is captured. A dispatch mode sees every ATen call of one eager forward
+pass without gradients, so Python control flow, aliasing and in-place operators are followed as they happen. A
+function mode above it sees the same calls while their size arguments still remember where they came from
+(`sizes.py`). A copy of the model is run, never the model itself. The graph is then replayed with nothing
+removed and has to reproduce the output bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .errors import TraceError
+from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
+from .inputs import call_model, tensors_of
+from .sizes import SizeInt, SizeLog, expr_of
+
+logger = logging.getLogger(__name__)
+
+_SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal"})
+# int attributes that shape no tensor dim; leaving them alone saves time in every convolution
+_NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
+
+
+def trace(model: nn.Module, inputs: Any, *, provenance: bool = True) -> Graph:
+    """Capture one forward pass of ``model`` on ``inputs``.
+
+    Args:
+        model: any module that runs on the inputs; it is copied, and neither it nor the inputs change.
+        inputs: a tensor, a tuple of positional or a dict of keyword arguments. Use a batch of at least 2.
+        provenance: track where sizes come from. When the model does not run with instrumented sizes it is
+            traced without, and every size in its code counts as a literal.
+
+    Raises:
+        TraceError: the model cannot be copied or does not run.
+        ConfigurationError: the inputs are missing or hold no tensor.
+    """
+    tensors_of(inputs)  # validates before anything is copied
+    if provenance:
+        try:
+            return _trace_checked(model, inputs, provenance=True)
+        except TraceError as error:
+            logger.info("tracing with instrumented sizes failed (%s); tracing without", error)
+            try:
+                return _trace_checked(model, inputs, provenance=False)
+            except TraceError:
+                raise error from None
+    return _trace_checked(model, inputs, provenance=False)
+
+
+def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
+    recorder = _run(model, inputs, provenance=provenance, checksums=False)
+    if any(t.is_meta for t in recorder.leaves.values()) or recorder.replays():
+        return recorder.graph()
+    # Something the operators do not show changed the result. Run again with a checksum per node to find where.
+    logger.warning("replaying the captured graph does not reproduce the model's output; locating the difference")
+    recorder = _run(model, inputs, provenance=provenance, checksums=True)
+    return recorder.graph(recorder.divergence())
+
+
+def _run(model: nn.Module, inputs: Any, *, provenance: bool, checksums: bool) -> _Recorder:
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); tracing runs a copy so that "
+            "the model itself stays as it is. Remove computed tensors from the module's attributes first."
+        ) from error
+    inputs = _clone_tensors(inputs)
+    model.eval()
+    recorder = _Recorder(model, inputs, checksums=checksums)
+    log = SizeLog()
+    if provenance:
+        _instrument(model, log)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+            torch.manual_seed(0)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(_no_fast_paths())
+            stack.enter_context(recorder.module_hooks())
+            if provenance:
+                stack.enter_context(_inline_python_functions())
+                stack.enter_context(_FunctionRecorder(recorder, log))
+            stack.enter_context(recorder)
+            output = call_model(model, inputs)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} does not run on the example inputs {_describe(inputs)}: "
+            f"{type(error).__name__}: {error}. dummy_input has to be what the model's forward takes: a tensor, a tuple "
+            "of positional arguments or a dict of keyword arguments."
+        ) from error
+    log.enabled = False
+    recorder.finish(output, log, provenance)
+    return recorder
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every ATen call. Keeps all tensors alive, so that an id never means two tensors."""
+
+    def __init__(self, model: nn.Module, inputs: Any, *, checksums: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.nodes: list[Node] = []
+        self.values: list[Value] = []
+        self.index_of: dict[int, int] = {}  # id(tensor) -> value index, the newest version
+        self.alive: list[Tensor] = []
+        self.by_storage: dict[int, list[Tensor]] = {}
+        self.leaves: dict[int, Tensor] = {}  # value index -> tensor that no call made
+        self.checks: list[tuple[float, ...]] | None = [] if checksums else None
+        self.stack: list[str] = [""]
+        self.calls: list[ModuleCall] = []
+        self.branches: list[Branch] = []
+        self.uses: list[SizeUse] = []
+        self.equal_parts: list[EqualParts] = []
+        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.names: dict[int, tuple[ValueKind, str]] = {}
+        self.aliases: dict[str, tuple[str, ...]] = {}
+        for kind, named in (
+            (ValueKind.PARAMETER, model.named_parameters(remove_duplicate=False)),
+            (ValueKind.BUFFER, model.named_buffers(remove_duplicate=False)),
+        ):
+            for name, tensor in named:
+                _, first = self.names.setdefault(id(tensor), (kind, name))
+                self.aliases[first] = (*self.aliases.get(first, ()), name)
+        self.inputs = [self.value_of(t, ValueKind.INPUT, f"input{i}") for i, t in enumerate(tensors_of(inputs))]
+
+    # -- values
+
+    def value_of(self, tensor: Tensor, kind: ValueKind = ValueKind.CONSTANT, name: str = "") -> int:
+        """The value a tensor holds now; a tensor never seen before is a leaf."""
+        index = self.index_of.get(id(tensor))
+        if index is None:
+            if id(tensor) in self.names:
+                kind, name = self.names[id(tensor)]
+            index = self._new_value(tensor, kind, name)
+            self.leaves[index] = tensor
+            self._keep(tensor)
+        return index
+
+    def _new_value(self, tensor: Tensor, kind: ValueKind, name: str = "") -> int:
+        index = len(self.values)
+        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name))
+        self.index_of[id(tensor)] = index
+        return index
+
+    def _keep(self, tensor: Tensor) -> None:
+        self.alive.append(tensor)
+        storage = _storage_key(tensor)
+        if storage is not None:
+            self.by_storage.setdefault(storage, []).append(tensor)
+
+    # -- calls
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        inputs = [self.value_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        references = iter(inputs)
+        ref_args, ref_kwargs = pytree.tree_unflatten(
+            [Ref(next(references)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        )
+        result = func(*args, **kwargs)
+        written = [t for t in _written(func, args, kwargs)]
+        outputs: list[int | None] = []
+        given = {id(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
+        written_ids = {id(t) for t in written}
+        for out in _flat_results(result):
+            if not isinstance(out, Tensor):
+                outputs.append(None)
+            elif id(out) in written_ids:
+                outputs.append(self._new_value(out, ValueKind.RESULT))
+                written_ids.discard(id(out))
+            elif id(out) in given:  # an operator that returns its argument
+                outputs.append(self.index_of[id(out)])
+            else:
+                outputs.append(self._new_value(out, ValueKind.RESULT))
+                self._keep(out)
+        updates = self._versions(written, outputs)
+        self.nodes.append(
+            Node(
+                len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates
+            )
+        )
+        if self.nodes[-1].name in _SCALAR_READS:
+            self.branches.append(Branch(self.nodes[-1].index, self.stack[-1]))
+        if self.checks is not None:
+            self.checks.append(_checksum(result))
+        return result
+
+    def _versions(self, written: Sequence[Tensor], outputs: Sequence[int | None]) -> tuple[tuple[int, int], ...]:
+        """New versions for every other tensor that shares the memory a call wrote to."""
+        updates: list[tuple[int, int]] = []
+        fresh = set(outputs)
+        for tensor in written:
+            storage = _storage_key(tensor)
+            sharing = [tensor] if storage is None else self.by_storage.get(storage, [tensor])
+            for other in sharing:
+                old = self.index_of[id(other)]
+                if old not in fresh:
+                    new = self._new_value(other, ValueKind.RESULT)
+                    fresh.add(new)
+                    updates.append((new, old))
+        return tuple(updates)
+
+    # -- modules
+
+    @contextmanager
+    def module_hooks(self) -> Iterator[None]:
+        """Follow which module runs, through hooks that see every module."""
+        entered: list[tuple[int, ...]] = []
+
+        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if id(module) in self.paths:
+                self.stack.append(self.paths[id(module)])
+                entered.append(tuple(self.value_of(t) for t in pytree.tree_leaves(args) if isinstance(t, Tensor)))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in self.paths and len(self.stack) > 1:
+                path = self.stack.pop()
+                outs = tuple(self.value_of(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
+                self.calls.append(ModuleCall(path, entered.pop(), outs))
+
+        hooks = (
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    # -- results
+
+    def finish(self, output: Any, log: SizeLog, provenance: bool) -> None:
+        """Note the outputs and what the model looked like."""
+        self.output_tensors = list(output_tensors(output))
+        if not self.output_tensors:
+            raise TraceError(f"{type(self.model).__name__} returned no tensor but {type(output).__name__}")
+        self.outputs = tuple(dict.fromkeys(self.value_of(t) for t in self.output_tensors))
+        self.provenance = provenance
+        self.guards = tuple(dict.fromkeys(Guard(left, right, "") for left, right in log.guards))
+
+    def _replay(self) -> Iterator[tuple[Node, Any, dict[int, Tensor]]]:
+        env = dict(self.leaves)
+        with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
+            torch.manual_seed(0)
+            for node in self.nodes:
+                args, kwargs = pytree.tree_map_only(Ref, lambda r: env[r.index], (node.args, dict(node.kwargs)))
+                result = node.op(*args, **kwargs)
+                for index, out in zip(node.outputs, _flat_results(result), strict=True):
+                    if index is not None:
+                        env[index] = out
+                for new, old in node.updates:
+                    env[new] = env[old]
+                yield node, result, env
+
+    def replays(self) -> bool:
+        """Whether running the nodes again gives the same output, bit for bit."""
+        if self._writes_leaf():
+            return True  # the first run changed its own leaves; running again would start elsewhere
+        env: dict[int, Tensor] = {}
+        try:
+            for _, _, env in self._replay():  # noqa: B007
+                pass
+        except Exception as error:
+            logger.warning("the captured graph cannot be run again: %s", error)
+            return False
+        outputs = [self.index_of[id(t)] for t in self.output_tensors]
+        return all(
+            _same(env.get(i, t), t) for i, t in zip(outputs, self.output_tensors, strict=True)
+        )
+
+    def _writes_leaf(self) -> bool:
+        storages = {_storage_key(t) for t in self.leaves.values()}
+        return any(
+            _storage_key(self.leaves[index]) in storages
+            for node in self.nodes
+            for _, index in node.updates
+            if index in self.leaves
+        )
+
+    def divergence(self) -> dict[int, str]:
+        """Values that a replay does not reproduce, and everything behind the first of them."""
+        assert self.checks is not None
+        bad: dict[int, str] = {}
+        try:
+            for node, result, _ in self._replay():
+                if _checksum(result) != self.checks[node.index]:
+                    path = node.module or "the model"
+                    for index in node.outputs:
+                        if index is not None:
+                            bad[index] = f"{node.name} in {path} gives another result when it runs again"
+        except Exception as error:
+            bad[self.outputs[0]] = f"the captured graph cannot be run again: {error}"
+        if not bad:
+            bad[self.outputs[0]] = "the output is not made by the operators that were seen"
+        return bad
+
+    def graph(self, untrusted: Mapping[int, str] | None = None) -> Graph:
+        """The finished graph."""
+        tensors = {v.name: v.index for v in self.values if v.kind in (ValueKind.PARAMETER, ValueKind.BUFFER)}
+        parameters = {first for kind, first in self.names.values() if kind is ValueKind.PARAMETER}
+        modules = dict(self.model.named_modules())
+        return Graph(
+            nodes=tuple(self.nodes),
+            values=tuple(self.values),
+            inputs=tuple(self.inputs),
+            outputs=self.outputs,
+            tensors=tensors,
+            aliases=self.aliases,
+            classes={path: type(m).__name__ for path, m in modules.items()},
+            attributes={path: _int_attributes(m) for path, m in modules.items()},
+            bases={path: tuple(c.__name__ for c in type(m).__mro__) for path, m in modules.items()},
+            uses=tuple(dict.fromkeys(self.uses)),
+            equal_parts=tuple(dict.fromkeys(self.equal_parts)),
+            guards=self.guards,
+            calls=tuple(self.calls),
+            branches=tuple(self.branches),
+            untrusted=dict(untrusted or {}),
+            unused=tuple(sorted(parameters - set(tensors))),
+            provenance=self.provenance,
+        )
+
+
+# ---------------------------------------------------------------- sizes, above the dispatcher
+
+
+class _FunctionRecorder(TorchFunctionMode):
+    """Sees calls while their ints are still `SizeInt`, and lets ``x.shape`` return such ints."""
+
+    def __init__(self, recorder: _Recorder, log: SizeLog) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.log = log
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        handler = _HANDLERS.get(func)
+        if handler is None:
+            return result
+        return handler(self, func, args, kwargs, result)
+
+    # Handlers return what the caller gets.
+
+    def shape(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        tensor = args[0]
+        value = self.recorder.value_of(tensor)
+        if isinstance(result, int):  # size(dim)
+            dim = (args[1] if len(args) > 1 else kwargs["dim"]) % tensor.dim()
+            return SizeInt(result, Expr("dim", (value, int(dim))), self.log)
+        return torch.Size([SizeInt(n, Expr("dim", (value, d)), self.log) for d, n in enumerate(result)])
+
+    def sizes(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The sizes name the dims of the result: view, reshape, expand, zeros, ..."""
+        first = 1 if args and isinstance(args[0], Tensor) else 0
+        given = args[first:] or (kwargs.get("size") or kwargs.get("shape") or (),)
+        if given and isinstance(given[0], (tuple, list)):
+            given = tuple(given[0])
+        if isinstance(result, Tensor) and all(isinstance(s, int) for s in given) and len(given) == result.dim():
+            for dim, size in enumerate(given):
+                if size != -1:
+                    self._use(result, dim, result.shape[dim], expr_of(size), func)
+        return result
+
+    def unflatten(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        bound = dict(zip(("self", "dim", "sizes"), args, strict=False)) | kwargs
+        start = bound["dim"] % bound["self"].dim() if isinstance(bound["dim"], int) else 0
+        sizes = bound["sizes"]
+        sizes = sizes if isinstance(sizes, (tuple, list)) else (sizes, *args[3:])
+        for offset, size in enumerate(sizes):
+            if size != -1:
+                self._use(result, start + offset, result.shape[start + offset], expr_of(size), func)
+        return result
+
+    def like_arange(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], int):
+            self._use(result, 0, result.shape[0], expr_of(args[0]), func)
+        return result
+
+    def split(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        bound = dict(zip(("self", "size", "dim"), args, strict=False)) | kwargs
+        tensor = bound.get("self", bound.get("tensor", bound.get("input")))
+        size = bound.get("size", bound.get("split_size_or_sections", bound.get("split_size", bound.get("split_sizes"))))
+        dim = bound.get("dim", 0) % tensor.dim()
+        if isinstance(size, int):
+            self._parts(tensor, dim, size, func)
+            self._use(tensor, dim, min(int(size), tensor.shape[dim]), expr_of(size), func)
+            return result
+        position, expr = 0, Expr("const", (0,))
+        for part in size[:-1]:
+            position, expr = position + int(part), _plus(expr, expr_of(part))
+            self._use(tensor, dim, position, expr, func)
+        self._use(tensor, dim, tensor.shape[dim], _plus(expr, expr_of(size[-1])), func)
+        return result
+
+    def chunk(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        bound = dict(zip(("self", "chunks", "dim"), args, strict=False)) | kwargs
+        tensor = bound.get("self", bound.get("input"))
+        dim = bound.get("dim", 0) % tensor.dim()
+        if len(result) > 1:
+            self._parts(tensor, dim, result[0].shape[dim], func)
+        return result
+
+    def narrow(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        bound = dict(zip(("self", "dim", "start", "length"), args, strict=False)) | kwargs
+        tensor = bound.get("self", bound.get("input"))
+        if isinstance(bound["start"], int):
+            dim = bound["dim"] % tensor.dim()
+            start, length = bound["start"], bound["length"]
+            self._use(tensor, dim, int(start), expr_of(start), func)
+            self._use(tensor, dim, int(start) + int(length), _plus(expr_of(start), expr_of(length)), func)
+        return result
+
+    def getitem(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        tensor, index = args[0], args[1]
+        items = index if isinstance(index, tuple) else (index,)
+        consumed = sum(_dims_consumed(item) for item in items)
+        dim = 0
+        for item in items:
+            if item is Ellipsis:
+                dim += tensor.dim() - consumed
+                continue
+            if isinstance(item, slice) and item.step in (None, 1):
+                length = tensor.shape[dim]
+                for bound in (item.start, item.stop):
+                    if isinstance(bound, int) and bound != 0 and -length <= bound < length:
+                        position = int(bound) if bound >= 0 else length + int(bound)
+                        expr = expr_of(bound)
+                        if bound < 0:
+                            expr = _plus(Expr("dim", (self.recorder.value_of(tensor), dim)), expr)
+                        self._use(tensor, dim, position, expr, func)
+            dim += _dims_consumed(item)
+        return result
+
+    def layer_norm(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        bound = dict(zip(("input", "normalized_shape"), args, strict=False)) | kwargs
+        tensor, shape = bound["input"], bound["normalized_shape"]
+        for offset, size in enumerate(shape):
+            dim = tensor.dim() - len(shape) + offset
+            self._use(tensor, dim, tensor.shape[dim], expr_of(size), func)
+        return result
+
+    def _use(self, tensor: Tensor, dim: int, position: int, expr: Expr, func: Any) -> None:
+        self.recorder.uses.append(SizeUse(self.recorder.value_of(tensor), dim, int(position), expr, self._where(func)))
+
+    def _parts(self, tensor: Tensor, dim: int, size: int, func: Any) -> None:
+        self.recorder.equal_parts.append(
+            EqualParts(self.recorder.value_of(tensor), dim, int(size), self._where(func))
+        )
+
+    def _where(self, func: Any) -> str:
+        return f"{getattr(func, '__name__', func)} in {self.recorder.stack[-1] or 'the model'}"
+
+
+def _handlers() -> dict[Any, Callable[..., Any]]:
+    """Which function names sizes, and how. One row per function that takes them."""
+    mode = _FunctionRecorder
+    t = torch.Tensor
+    table: dict[Callable[..., Any], Sequence[Any]] = {
+        mode.shape: (t.shape.__get__, t.size),  # type: ignore[attr-defined]
+        mode.sizes: (
+            t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
+            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,
+        ),
+        mode.unflatten: (t.unflatten, torch.unflatten),
+        mode.like_arange: (torch.arange,),
+        mode.split: (
+            t.split, torch.split, t.split_with_sizes, torch.split_with_sizes, torch.functional.split,
+        ),
+        mode.chunk: (t.chunk, torch.chunk),
+        mode.narrow: (t.narrow, torch.narrow),
+        mode.getitem: (t.__getitem__,),
+        mode.layer_norm: (torch.layer_norm, torch.rms_norm),
+    }  # fmt: skip
+    return {func: handler for handler, funcs in table.items() for func in funcs}
+
+
+_HANDLERS = _handlers()
+
+
+def _plus(left: Expr, right: Expr) -> Expr:
+    return right if left == Expr("const", (0,)) else Expr("+", (left, right))
+
+
+def _dims_consumed(item: Any) -> int:
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    if isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8):
+        return item.dim()
+    return 1
+
+
+def _instrument(model: nn.Module, log: SizeLog) -> None:
+    """Replace the int attributes of every module by ints that know their name."""
+    for path, module in model.named_modules():
+        for name, value in list(vars(module).items()):
+            if name.startswith("_") or name in _NOT_SIZES:
+                continue
+            if type(value) is int:
+                vars(module)[name] = SizeInt(value, Expr("attr", (path, name, None)), log)
+            elif type(value) in (tuple, list) and 0 < len(value) <= 8 and all(type(v) is int for v in value):
+                vars(module)[name] = type(value)(
+                    [SizeInt(v, Expr("attr", (path, name, i)), log) for i, v in enumerate(value)]
+                )
+
+
+@contextmanager
+def _inline_python_functions() -> Iterator[None]:
+    """Let the function mode see into functions written in Python (``F.multi_head_attention_forward``).
+
+    They hand themselves whole to an active mode, which would hide the calls they make. They ask through three
+    functions that their modules import by name; while tracing these say that nothing overrides anything.
+    """
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    saved: list[tuple[Any, str, Any]] = []
+    for module in (torch.nn.functional, torch.functional):
+        for name in names:
+            if hasattr(module, name):
+                saved.append((module, name, getattr(module, name)))
+                setattr(module, name, lambda *args, **kwargs: False)
+    try:
+        yield
+    finally:
+        for module, name, function in saved:
+            setattr(module, name, function)
+
+
+@contextmanager
+def _no_fast_paths() -> Iterator[None]:
+    """Fused transformer kernels hide what the layers do; switch them off for this run."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+# ---------------------------------------------------------------- small helpers
+
+
+def output_tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of a model's output: in tensors, sequences, mappings and dataclasses.
+
+    Other objects are opaque: what a key-value cache holds is no output that a caller computes with.
+    """
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for item in output.values():
+            yield from output_tensors(item)
+    elif isinstance(output, (list, tuple)):
+        for item in output:
+            yield from output_tensors(item)
+    elif hasattr(output, "__dataclass_fields__"):
+        for name in output.__dataclass_fields__:
+            yield from output_tensors(getattr(output, name, None))
+
+
+def _int_attributes(module: nn.Module) -> dict[str, int]:
+    """``{"heads": 4, "sizes[0]": 8}``: ints, and ints inside of tuples and lists."""
+    found: dict[str, int] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            found[name] = int(value)
+        elif isinstance(value, (tuple, list)):
+            found |= {f"{name}[{i}]": int(v) for i, v in enumerate(value) if isinstance(v, int)}
+    return found
+
+
+def _flat_results(result: Any) -> list[Any]:
+    if isinstance(result, (list, tuple)):
+        return [item for part in result for item in (part if isinstance(part, (list, tuple)) else (part,))]
+    return [result]
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensor arguments that the operator's schema says it writes to."""
+    if not func._schema.is_mutable:
+        return []
+    written: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            written += [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+    return written
+
+
+def _storage_key(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def _checksum(result: Any) -> tuple[float, ...]:
+    """A number per result that two equal results share."""
+    sums = []
+    for out in _flat_results(result):
+        if isinstance(out, Tensor) and out.numel() and not out.is_meta:
+            flat = torch.nan_to_num(out.detach().to(torch.float64).flatten())
+            sums.append(float((flat * torch.arange(1, flat.numel() + 1, dtype=torch.float64)).sum()))
+    return tuple(sums)
+
+
+def _clone_tensors(inputs: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
+    return [d.index or 0 for d in devices]
+
+
+def _describe(inputs: Any) -> str:
+    shapes = [f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_of(inputs)]
+    return f"[{', '.join(shapes)}]"
+
+
+def signature_of(model: nn.Module) -> str:
+    """The forward signature, for error messages."""
+    return f"{type(model).__name__}.forward{inspect.signature(model.forward)}"
