@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .graph import Expr, Graph, Guard, Node, SizeUse, ValueKind
-from .labels import Ids, Kind, Label, Solution, Spread
+from .labels import Ids, Kind, Label, Solution, Spread, kinds_of
 from .rules import Context, registered
 from .rules.pointwise import is_pointwise, pointwise
 from .rules.registry import NormSite, is_float
@@ -150,14 +150,17 @@ def _freeze_branches(c: Context) -> None:
                         c.freeze(dim, f"data decides at {where} whether {hidden[0]} and others run")
 
 
+_WIDE = {
+    Kind.WIDTH: "is the width of a normalized residual stream; wide=True offers it",
+    Kind.HEAD_DIM: "is a position inside attention heads; wide=True offers it",
+}
+
+
 def _freeze_wide(c: Context) -> None:
-    texts = {
-        Kind.WIDTH: "is the width of a normalized stream; wide=True offers it",
-        Kind.HEAD_DIM: "is a position inside attention heads; wide=True offers it",
-    }
-    for ids, kind in c.store.marks:
-        if kind in texts:
-            c.store.freeze(ids, texts[kind])
+    solution = c.store.solve()
+    kinds = kinds_of(solution)
+    for kind, text in _WIDE.items():
+        c.store.freeze(np.flatnonzero(kinds[kind][solution.of_id]), text)
 
 
 # ---------------------------------------------------------------- what the model's code said about sizes

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .axes import Axes, analyse
 from .graph import Graph
-from .labels import Kind, Solution
+from .labels import Kind, Solution, kinds_of
 
 
 class Role(str, Enum):
@@ -236,10 +236,7 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     leaking = np.zeros(len(solution.frozen), dtype=bool)
     if len(axes.leaks):
         leaking[np.unique(solution.members[solution.of_id[axes.leaks]].indices)] = True
-    width = list(Kind).index(Kind.WIDTH)
-    kind = solution.kind.copy()
-    wide = np.flatnonzero(solution.kind == width)
-    kind[np.unique(solution.members[wide].indices)] = width  # a unit that takes a normalized width with it
+    kind = _kinds(solution)
 
     # (unit, place, position) for everything a unit removes
     units_at, places_at, positions_at = [], [], []
@@ -296,6 +293,14 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     return [group for _, group in groups]
 
 
+def _kinds(solution: Solution) -> NDArray[np.int64]:
+    """(units,) index into ``list(Kind)``."""
+    kind = np.zeros(len(solution.frozen), dtype=np.int64)
+    for found, flags in kinds_of(solution).items():
+        kind[flags] = list(Kind).index(found)
+    return kind
+
+
 def _factor_axes(solution: Solution) -> dict[int, tuple[int, ...]]:
     """Which axis of which size of merged dims a class is: heads and head-dims differ though they meet the same tensors."""
     axes: dict[int, set[int]] = {}
@@ -318,6 +323,7 @@ def _group_name(graph: Graph, slices: Sequence[ParamSlice], kind: Kind) -> str:
 def _frozen_groups(axes: Axes) -> list[PruningGroup]:
     """What cannot be removed, by the tensor dim that would have produced it, with the reason."""
     solution = axes.solution
+    kinds = _kinds(solution)
     groups: list[PruningGroup] = []
     names: dict[str, int] = {}
     for name, dim, role, ids in _places(axes):
@@ -332,7 +338,7 @@ def _frozen_groups(axes: Axes) -> list[PruningGroup]:
             label = f"{name}[{dim}]"
             names[label] = names.get(label, 0) + 1
             label = label if names[label] == 1 else f"{label}#{names[label]}"
-            kind = list(Kind)[int(solution.kind[classes[positions[0]]])]
+            kind = list(Kind)[int(kinds[classes[positions[0]]])]
             where = (ParamSlice(name, dim, positions[:, None], role, len(ids)),)
             text = solution.reasons[reason] if reason >= 0 else "is fixed"
             groups.append(PruningGroup(label, kind, where, False, text))

@@ -37,7 +37,16 @@ class Kind(str, Enum):
     CHANNEL = "channel"  # a channel of a convolution, a neuron of a linear layer
     HEAD = "head"  # an attention head (with its query heads, if keys and values are shared)
     HEAD_DIM = "head_dim"  # one position inside every head
-    WIDTH = "width"  # a channel of a stream that a layer or RMS norm normalizes
+    WIDTH = "width"  # a channel of a residual stream that a layer, group or RMS norm averages over
+
+
+class Mark(str, Enum):
+    """What a rule noticed about ids; together they make the `Kind` of a unit."""
+
+    HEAD = "head"
+    HEAD_DIM = "head_dim"
+    NORMALIZED = "normalized"  # a norm averages over them
+    STREAM = "stream"  # two activations are added
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +105,7 @@ class Solution:
         reason: (classes,) index into ``reasons`` of why, -1 where not frozen.
         reasons: texts.
         products: what is left of them, over classes.
-        kind: (classes,) index into ``list(Kind)``.
+        marks: for each `Mark` (classes,) whether some id of the class has it.
         members: (classes, classes) boolean; row c holds the units whose removal removes c.
         component: (classes,) classes that products connect share a number.
     """
@@ -106,14 +115,24 @@ class Solution:
     reason: Ids
     reasons: list[str]
     products: list[Product]
-    kind: Ids
+    marks: dict[Mark, Flags]
     members: sparse.csr_matrix
     component: Ids
 
 
-_KINDS = list(Kind)
-# where marks disagree the later wins: a head of a residual stream under layer norm is a width
-_MARK_ORDER = {Kind.CHANNEL: 0, Kind.HEAD: 1, Kind.HEAD_DIM: 2, Kind.WIDTH: 3}
+def kinds_of(solution: Solution) -> dict[Kind, Flags]:
+    """For each kind (units,) whether a unit is that; a unit may be several, the last of `Kind` counts.
+
+    A unit that takes part of a normalized stream with it is of that stream, whatever else it is.
+    """
+    of_class = {
+        Kind.HEAD: solution.marks[Mark.HEAD],
+        Kind.HEAD_DIM: solution.marks[Mark.HEAD_DIM],
+        Kind.WIDTH: solution.marks[Mark.NORMALIZED] & solution.marks[Mark.STREAM],
+    }
+    width = np.zeros(len(solution.frozen), dtype=bool)
+    width[np.unique(solution.members[np.flatnonzero(of_class[Kind.WIDTH])].indices)] = True
+    return {**of_class, Kind.WIDTH: width | of_class[Kind.WIDTH]}
 
 
 @dataclass
@@ -125,7 +144,7 @@ class LabelStore:
     freezes: list[tuple[Ids, int]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
-    marks: list[tuple[Ids, Kind]] = field(default_factory=list)
+    marks: list[tuple[Ids, Mark]] = field(default_factory=list)
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
     _reason_index: dict[str, int] = field(default_factory=dict)
@@ -150,9 +169,9 @@ class LabelStore:
             self.reasons.append(reason)
         self.freezes.append((ids, index))
 
-    def mark(self, ids: Ids, kind: Kind) -> None:
-        """Say what the units are to a reader."""
-        self.marks.append((ids, kind))
+    def mark(self, ids: Ids, mark: Mark) -> None:
+        """Note something about ids."""
+        self.marks.append((ids, mark))
 
     def split(self, label: Label, sizes: Sequence[int]) -> list[Label | None]:
         """The labels of the dims that one dim is split into, row-major."""
@@ -251,11 +270,11 @@ class LabelStore:
             products, edges, changed = _simplify(products, frozen_ids, reason_ids, reasons)
             if not edges and not changed:
                 break
-        kind = np.zeros(classes, dtype=np.int64)
-        for ids, k in sorted(self.marks, key=lambda m: _MARK_ORDER[m[1]]):
-            kind[of_id[ids]] = _KINDS.index(k)
+        marks = {mark: np.zeros(classes, dtype=bool) for mark in Mark}
+        for ids, mark in self.marks:
+            marks[mark][of_id[ids]] = True
         members, component = _closure(products, classes)
-        return Solution(of_id, frozen_ids, reason_ids, reasons, products, kind, members, component)
+        return Solution(of_id, frozen_ids, reason_ids, reasons, products, marks, members, component)
 
 
 def _simplify(

@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import TraceError
+from .errors import ConfigurationError, TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
-from .inputs import call_model, tensors_of
+from .inputs import Inputs, call_model, clone_inputs, validate_inputs
 from .sizes import SizeInt, SizeLog, expr_of
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
 
 
-def trace(model: nn.Module, inputs: Any, *, provenance: bool = True) -> Graph:
+def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph:
     """Capture one forward pass of ``model`` on ``inputs``.
 
     Args:
@@ -62,16 +62,33 @@ def trace(model: nn.Module, inputs: Any, *, provenance: bool = True) -> Graph:
 
 
 def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
-    recorder = _run(model, inputs, provenance=provenance, checksums=False)
-    if any(t.is_meta for t in recorder.leaves.values()) or recorder.replays():
-        return recorder.graph()
-    # Something the operators do not show changed the result. Run again with a checksum per node to find where.
-    logger.warning("replaying the captured graph does not reproduce the model's output; locating the difference")
-    recorder = _run(model, inputs, provenance=provenance, checksums=True)
-    return recorder.graph(recorder.divergence())
+    recorder, log = _record(model, inputs, provenance=provenance, checksums=False)
+    untrusted: dict[int, str] = {}
+    if not any(t.is_meta for t in recorder.leaves.values()) and not recorder.replays():
+        # Something the operators do not show changed the result. Run again with a checksum per node to find where.
+        logger.warning("replaying the captured graph does not reproduce the model's output; locating the difference")
+        recorder, log = _record(model, inputs, provenance=provenance, checksums=True)
+        untrusted = recorder.divergence()
+    if recorder.unused():
+        _record_training(recorder, log, inputs)
+    return recorder.graph(untrusted)
 
 
-def _run(model: nn.Module, inputs: Any, *, provenance: bool, checksums: bool) -> _Recorder:
+def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
+    """Parameters that evaluation does not touch (auxiliary heads) may run in training: follow that path too."""
+    recorder.model.train()
+    nodes = len(recorder.nodes)
+    try:
+        _run(recorder, log, clone_inputs(inputs))
+    except TraceError as error:
+        logger.info("the model does not run in training mode (%s); only evaluation is analysed", error)
+        recorder.forget(nodes)
+
+
+def _record(
+    model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bool
+) -> tuple[_Recorder, SizeLog | None]:
+    """Run a copy of the model in evaluation mode."""
     try:
         model = copy.deepcopy(model)
     except Exception as error:
@@ -79,12 +96,18 @@ def _run(model: nn.Module, inputs: Any, *, provenance: bool, checksums: bool) ->
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); tracing runs a copy so that "
             "the model itself stays as it is. Remove computed tensors from the module's attributes first."
         ) from error
-    inputs = _clone_tensors(inputs)
     model.eval()
-    recorder = _Recorder(model, inputs, checksums=checksums)
-    log = SizeLog()
-    if provenance:
+    recorder = _Recorder(model, checksums=checksums)
+    log = SizeLog() if provenance else None
+    if log is not None:
         _instrument(model, log)
+    _run(recorder, log, clone_inputs(inputs))
+    return recorder, log
+
+
+def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
+    model = recorder.model
+    recorder.start(inputs)
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
@@ -94,7 +117,8 @@ def _run(model: nn.Module, inputs: Any, *, provenance: bool, checksums: bool) ->
             warnings.simplefilter("ignore")
             stack.enter_context(_no_fast_paths())
             stack.enter_context(recorder.module_hooks())
-            if provenance:
+            if log is not None:
+                log.enabled = True
                 stack.enter_context(_inline_python_functions())
                 stack.enter_context(_FunctionRecorder(recorder, log))
             stack.enter_context(recorder)
@@ -105,15 +129,16 @@ def _run(model: nn.Module, inputs: Any, *, provenance: bool, checksums: bool) ->
             f"{type(error).__name__}: {error}. dummy_input has to be what the model's forward takes: a tensor, a tuple "
             "of positional arguments or a dict of keyword arguments."
         ) from error
-    log.enabled = False
-    recorder.finish(output, log, provenance)
-    return recorder
+    finally:
+        if log is not None:
+            log.enabled = False
+    recorder.finish(output, log)
 
 
 class _Recorder(TorchDispatchMode):
     """Writes down every ATen call. Keeps all tensors alive, so that an id never means two tensors."""
 
-    def __init__(self, model: nn.Module, inputs: Any, *, checksums: bool) -> None:
+    def __init__(self, model: nn.Module, *, checksums: bool) -> None:
         super().__init__()
         self.model = model
         self.nodes: list[Node] = []
@@ -138,7 +163,16 @@ class _Recorder(TorchDispatchMode):
             for name, tensor in named:
                 _, first = self.names.setdefault(id(tensor), (kind, name))
                 self.aliases[first] = (*self.aliases.get(first, ()), name)
-        self.inputs = [self.value_of(t, ValueKind.INPUT, f"input{i}") for i, t in enumerate(tensors_of(inputs))]
+        self.inputs: list[int] = []
+        self.outputs: tuple[int, ...] = ()
+        self.output_tensors: list[Tensor] = []
+        self.guards: tuple[Guard, ...] = ()
+        self.provenance = False
+
+    def start(self, inputs: Inputs) -> None:
+        """Begin a pass over the model."""
+        self.stack = [""]
+        self.inputs += [self.value_of(t, ValueKind.INPUT, f"input{i}") for i, t in enumerate(tensors_of(inputs))]
 
     # -- values
 
@@ -250,14 +284,28 @@ class _Recorder(TorchDispatchMode):
 
     # -- results
 
-    def finish(self, output: Any, log: SizeLog, provenance: bool) -> None:
-        """Note the outputs and what the model looked like."""
+    def finish(self, output: Any, log: SizeLog | None) -> None:
+        """Note the outputs and what the model's code relied on."""
         self.output_tensors = list(output_tensors(output))
         if not self.output_tensors:
             raise TraceError(f"{type(self.model).__name__} returned no tensor but {type(output).__name__}")
-        self.outputs = tuple(dict.fromkeys(self.value_of(t) for t in self.output_tensors))
-        self.provenance = provenance
-        self.guards = tuple(dict.fromkeys(Guard(left, right, "") for left, right in log.guards))
+        self.outputs = tuple(dict.fromkeys((*self.outputs, *(self.value_of(t) for t in self.output_tensors))))
+        self.provenance = log is not None
+        self.guards = tuple(dict.fromkeys(Guard(left, right, "") for left, right in (log.guards if log else ())))
+
+    def forget(self, nodes: int) -> None:
+        """Drop everything after the first ``nodes`` calls: a pass that failed half way says nothing."""
+        del self.nodes[nodes:]
+        known = {o for node in self.nodes for o in node.outputs} | set(self.leaves)
+        known |= {new for node in self.nodes for new, _ in node.updates}
+        self.uses = [u for u in self.uses if u.value in known]
+        self.equal_parts = [p for p in self.equal_parts if p.value in known]
+        self.branches = [b for b in self.branches if b.node < nodes]
+
+    def unused(self) -> tuple[str, ...]:
+        """Parameters that no call read."""
+        read = {self.values[index].name for node in self.nodes for index in node.inputs}
+        return tuple(sorted({name for kind, name in self.names.values() if kind is ValueKind.PARAMETER} - read))
 
     def _replay(self) -> Iterator[tuple[Node, Any, dict[int, Tensor]]]:
         env = dict(self.leaves)
@@ -318,7 +366,6 @@ class _Recorder(TorchDispatchMode):
     def graph(self, untrusted: Mapping[int, str] | None = None) -> Graph:
         """The finished graph."""
         tensors = {v.name: v.index for v in self.values if v.kind in (ValueKind.PARAMETER, ValueKind.BUFFER)}
-        parameters = {first for kind, first in self.names.values() if kind is ValueKind.PARAMETER}
         modules = dict(self.model.named_modules())
         return Graph(
             nodes=tuple(self.nodes),
@@ -336,7 +383,7 @@ class _Recorder(TorchDispatchMode):
             calls=tuple(self.calls),
             branches=tuple(self.branches),
             untrusted=dict(untrusted or {}),
-            unused=tuple(sorted(parameters - set(tensors))),
+            unused=self.unused(),
             provenance=self.provenance,
         )
 
@@ -561,6 +608,20 @@ def _no_fast_paths() -> Iterator[None]:
 # ---------------------------------------------------------------- small helpers
 
 
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """All tensors inside example inputs, in order.
+
+    Raises:
+        ConfigurationError: the inputs have none of the three forms, or hold no tensor.
+    """
+    validate_inputs(inputs)
+    plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    found = [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor)]
+    if not found:
+        raise ConfigurationError("example inputs hold no tensor; give a tensor, a tuple of positional arguments or a dict")
+    return found
+
+
 def output_tensors(output: Any) -> Iterator[Tensor]:
     """The tensors of a model's output: in tensors, sequences, mappings and dataclasses.
 
@@ -627,10 +688,6 @@ def _checksum(result: Any) -> tuple[float, ...]:
             flat = torch.nan_to_num(out.detach().to(torch.float64).flatten())
             sums.append(float((flat * torch.arange(1, flat.numel() + 1, dtype=torch.float64)).sum()))
     return tuple(sums)
-
-
-def _clone_tensors(inputs: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

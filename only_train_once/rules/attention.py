@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..graph import Node
-from ..labels import Dim, Kind, Label
+from ..labels import Dim, Label, Mark
 from .registry import Context, rule
 
 
@@ -24,8 +24,8 @@ def attention(c: Context, node: Node) -> None:
     q, k, v = c.tensors(node)[:3]
     rank = c.rank(q)
     c.contract(node, (q, rank - 1), (k, rank - 1))
-    c.mark(c.dim(q, -1), Kind.HEAD_DIM)
-    c.mark(c.dim(v, -1), Kind.HEAD_DIM)
+    c.mark(c.dim(q, -1), Mark.HEAD_DIM)
+    c.mark(c.dim(v, -1), Mark.HEAD_DIM)
     if node.argument("scale") is None:
         c.freeze(c.dim(q, -1), f"the softmax scale is computed from its size at {c.graph.where(node)}")
         c.freeze(c.dim(k, -1), f"the softmax scale is computed from its size at {c.graph.where(node)}")
@@ -46,7 +46,7 @@ def attention(c: Context, node: Node) -> None:
                 joined = c.tie(joined, c.dim(mask, own), node)
         if isinstance(joined, Label):
             joined = joined.with_zero(of_v.zero if isinstance(of_v, Label) else False)
-            c.mark(joined, Kind.HEAD)
+            c.mark(joined, Mark.HEAD)
         heads.append(joined)
     c.ignored |= {(node.index, q), (node.index, k)}
     for x, d in ((q, -2), (k, -2), (v, -2)):

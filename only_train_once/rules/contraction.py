@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..graph import Node
-from ..labels import Dim, Kind, Label
+from ..labels import Dim, Label, Mark
 from .registry import Context, rule
 
 
@@ -52,7 +52,7 @@ def _matmul(c: Context, node: Node, a: int, b: int, bias: int | None) -> None:
         if isinstance(joined, Label) and isinstance(left, Label) and isinstance(right, Label):
             joined = joined.with_zero(left.zero | right.zero)
         if activations:
-            c.mark(joined, Kind.HEAD)
+            c.mark(joined, Mark.HEAD)
         batch.append(joined)
     dims = list(batch)
     if c.rank(a) > 1:
@@ -60,8 +60,8 @@ def _matmul(c: Context, node: Node, a: int, b: int, bias: int | None) -> None:
     if c.rank(b) > 1:
         dims.append(c.dim(b, -1))
     if activations:
-        c.mark(c.dim(a, -1), Kind.HEAD_DIM)
-        c.mark(dims[-1] if dims else None, Kind.HEAD_DIM)
+        c.mark(c.dim(a, -1), Mark.HEAD_DIM)
+        c.mark(dims[-1] if dims else None, Mark.HEAD_DIM)
     if bias is not None:
         rank = len(dims)
         for d in range(rank):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..graph import Node
-from ..labels import Dim, Kind, Label
+from ..labels import Dim, Label, Mark
 from .registry import Context, NormSite, rule
 
 
@@ -138,7 +138,7 @@ def _full_width(
     if site is None:
         _freeze_normalized(c, node, [label], None, None, "the normalized dim is not found in the module's input")
         return label
-    c.mark(label, Kind.WIDTH)
+    c.mark(label, Mark.NORMALIZED)
     c.need_zero(node, x, dim)
     c.norms.append(NormSite(node.module, site, label.ids))
     if leaks:
@@ -184,7 +184,7 @@ def group_norm(c: Context, node: Node) -> None:
             c.attribute(node, "num_groups", count, group)
         if inner is not None:
             if "GroupNorm" in c.graph.bases.get(node.module, ()):
-                c.mark(inner, Kind.WIDTH)
+                c.mark(inner, Mark.NORMALIZED)
                 c.need_zero(node, x, 1)
                 c.norms.append(NormSite(node.module, 1, label.ids))
                 c.leak(inner.ids)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..graph import Node, Ref
-from ..labels import Dim, Label
+from ..labels import Dim, Label, Mark
 from .registry import Context, is_float, rule
 
 # pointwise in fact, though PyTorch does not tag them so
@@ -52,6 +52,8 @@ def pointwise(c: Context, node: Node) -> None:
         for other in present[1:]:
             joined = c.tie(joined, other, node)
         if isinstance(joined, Label):
+            if node.name == "aten.add" and len(operands) > 1 and not c.from_params & set(operands):
+                c.mark(joined, Mark.STREAM)
             joined = joined.with_zero(_zero(c, node, operands, carried, size))
         dims.append(joined)
     for output in range(len(node.outputs)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..graph import Node, Ref
-from ..labels import Dim, Kind, Label
+from ..labels import Dim, Label, Mark
 from .norm import norm_dim
 from .registry import Context, NormSite, rule
 
@@ -61,7 +61,7 @@ def mean(c: Context, node: Node) -> None:
         if site is None:
             c.freeze(label, f"a mean divides by the count of this dim at {c.graph.where(node)}")
             continue
-        c.mark(label, Kind.WIDTH)
+        c.mark(label, Mark.NORMALIZED)
         c.need_zero(node, x, d)
         c.norms.append(NormSite(node.module, site, label.ids))
     _set_reduced(c, node, dims, reduced)

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import RuleError
 from ..graph import Expr, Graph, Node, Ref, Value, ValueKind
-from ..labels import Dim, Flags, Ids, Kind, Label, LabelStore, Spread
+from ..labels import Dim, Flags, Ids, Label, LabelStore, Mark, Spread
 
 Rule = Callable[["Context", Node], None]
 _RULES: dict[str, Rule] = {}
@@ -207,10 +207,10 @@ class Context:
         """These units receive a gradient although they are at zero."""
         self.leaks.append(ids)
 
-    def mark(self, dim: Dim, kind: Kind) -> None:
-        """Say what the units of this dim are to a reader."""
+    def mark(self, dim: Dim, mark: Mark) -> None:
+        """Note something about the ids of a dim."""
         if isinstance(dim, Label):
-            self.store.mark(dim.ids, kind)
+            self.store.mark(dim.ids, mark)
 
     def attribute(self, node: Node, name: str, value: int, label: Label) -> None:
         """The module's int attribute ``name`` counts these ids; without such an attribute they freeze."""
