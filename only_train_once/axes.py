@@ -62,9 +62,14 @@ def analyse(
     """
     c = Context(graph)
     c.consumers = graph.consumers()
+    made_by = {o: node for node in graph.nodes for o in node.outputs if o is not None}
     for use in graph.uses:
         if use.position == graph.values[use.value].shape[use.dim]:
-            c.sizes.setdefault((use.value, use.dim), use.expr)
+            value = use.value
+            c.sizes.setdefault((value, use.dim), use.expr)
+            while value in made_by and made_by[value].name in ("aten.detach", "aten.alias", "aten.lift_fresh"):
+                value = made_by[value].inputs[0]  # a factory function hands out a view of what it made
+                c.sizes.setdefault((value, use.dim), use.expr)
     for node in graph.nodes:
         _apply(c, node, skip_operators)
     _freeze_outputs(c, strict_outputs)

@@ -247,7 +247,7 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
         units_at.append(rows.indices[keep].astype(np.int64))
         positions_at.append(positions[keep])
         places_at.append(np.full(int(keep.sum()), number))
-    if not units_at:
+    if not sum(map(len, units_at)):
         return []
     units, at, positions = np.concatenate(units_at), np.concatenate(places_at), np.concatenate(positions_at)
     order = np.lexsort((positions, at, units))
