@@ -1,0 +1,247 @@
+"""Read, scale and zero the slices of units: the one place that indexes tensors by unit.
+
+[Note: entries of a unit]
+The entries of a unit in a tensor are the *union* of what its slices name. A weight that one group cuts in dim 0 and
+in dim 1 (a square layer inside a residual stream) has entries that lie in a unit's row and in its column; they are
+one entry each: sums count them once (inclusion and exclusion over the dims), scaling multiplies them once. An entry
+shared by two *different* units counts for both in their sums, and is still scaled once when both are chosen.
+
+Everything here is vectorised over units, works on the device of the tensors and never waits for it; only `zero_units`
+answers on the host. Sums are taken in float32 for half precision, else in the tensor's own precision. They gather
+instead of scattering, so that they are deterministic on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from only_train_once.errors import ConfigurationError
+from only_train_once.groups import ParamSlice, PruningGroup, Role
+
+Tensors = Mapping[str, Tensor]
+
+
+def check(groups: Iterable[PruningGroup], tensors: Tensors) -> None:
+    """Refuse groups that do not fit the tensors.
+
+    Raises:
+        ConfigurationError: a tensor is missing, has another shape, or a position lies outside it.
+    """
+    for group in groups:
+        for s in group.slices:
+            if s.role.is_tensor:
+                _check_slice(group, s, tensors)
+
+
+def _check_slice(group: PruningGroup, s: ParamSlice, tensors: Tensors) -> None:
+    tensor = tensors.get(s.param)
+    if tensor is None:
+        raise ConfigurationError(
+            f"group {group.name!r} cuts {s.param!r}, which is not among the {len(tensors)} tensors given; pass "
+            f"dict(model.named_parameters()) and dict(model.named_buffers()) of the model that was analysed"
+        )
+    shape = tuple(tensor.shape)
+    if not -len(shape) <= s.dim < len(shape) or shape[s.dim] != s.length:
+        raise ConfigurationError(
+            f"group {group.name!r} expects {s.length} positions in dim {s.dim} of {s.param!r}, found shape {shape}; "
+            f"analyse the model again in its present form"
+        )
+    if s.index.size and (s.index.min() < 0 or s.index.max() >= s.length):
+        raise ConfigurationError(
+            f"group {group.name!r}: positions of {s.param!r} in dim {s.dim} run from {s.index.min()} to "
+            f"{s.index.max()}, the rule is 0 <= position < {s.length}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Positions:
+    """The positions of every unit of a group in one dim of one tensor, slices of the same dim merged."""
+
+    index: NDArray[np.int64]  # (units, positions)
+    once: NDArray[np.bool_]  # (units, positions), False where a position repeats an earlier one of its unit
+
+
+def _positions(slices: Sequence[ParamSlice], shape: Sequence[int]) -> dict[int, _Positions]:
+    by_dim: dict[int, list[NDArray[np.int64]]] = {}
+    for s in slices:
+        by_dim.setdefault(s.dim % len(shape), []).append(s.index)
+    out = {}
+    for dim in sorted(by_dim):
+        index = np.concatenate(by_dim[dim], axis=1)
+        order = np.argsort(index, axis=1, kind="stable")
+        ordered = np.take_along_axis(index, order, axis=1)
+        once = np.ones(index.shape, dtype=np.bool_)
+        np.put_along_axis(once, order[:, 1:], ordered[:, 1:] != ordered[:, :-1], axis=1)
+        out[dim] = _Positions(index, once)
+    return out
+
+
+def _by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, list[ParamSlice]]:
+    out: dict[str, list[ParamSlice]] = {}
+    for s in group.slices:
+        if s.role in roles and s.role.is_tensor:
+            out.setdefault(s.param, []).append(s)
+    return out
+
+
+def _unit_sum(group: PruningGroup, entries: Callable[[str], Tensor], roles: Collection[Role]) -> Tensor:
+    """Per unit, the sum of ``entries(name)`` over the unit's entries, each once.  (units,)"""
+    total: Tensor | None = None
+    for name, slices in _by_tensor(group, roles).items():
+        values = entries(name)
+        dims = _positions(slices, values.shape)
+        for n in range(1, len(dims) + 1):
+            for subset in combinations(dims, n):
+                part = _gather(values, {d: dims[d] for d in subset})
+                part = part if n % 2 else -part
+                total = part if total is None else total + part.to(total.device, total.dtype)
+    if total is None:
+        raise ConfigurationError(
+            f"group {group.name!r} has no tensor slice with a role in {sorted(r.value for r in roles)}, so nothing "
+            f"can be summed over its units"
+        )
+    return total
+
+
+def _gather(values: Tensor, dims: Mapping[int, _Positions]) -> Tensor:
+    """Per unit, the sum over the entries that lie in its positions in *all* of ``dims``.  (units,)"""
+    rest = [d for d in range(values.dim()) if d not in dims]
+    part = values.sum(dim=rest) if rest else values  # one dim left per entry of dims, in order
+    n, index, once = len(dims), [], []
+    for k, positions in enumerate(dims.values()):
+        shape = [-1] + [1] * n
+        shape[k + 1] = positions.index.shape[1]
+        index.append(torch.from_numpy(positions.index).to(values.device).view(shape))
+        if not positions.once.all():
+            once.append(torch.from_numpy(positions.once).to(values.device).view(shape))
+    part = part[tuple(index)]  # (units, positions in dim 1, ...)
+    for keep in once:
+        part = part * keep
+    return part.flatten(1).sum(1)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def unit_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
+    """Per unit, the inner product of two sets of tensors (real part for complex ones).  (units,)"""
+
+    def entries(name: str) -> Tensor:
+        x, y = _precise(a[name]), _precise(b[name])
+        return (x * y.conj()).real if x.is_complex() else x * y
+
+    return _unit_sum(group, entries, roles)
+
+
+def unit_sq_norm(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
+    """Per unit, the sum of squares of its entries.  (units,)"""
+    return unit_dot(group, tensors, tensors, roles)
+
+
+def unit_numel(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> NDArray[np.int64]:
+    """Per unit, how many entries it has.  (units,)"""
+    total = np.zeros(group.size, dtype=np.int64)
+    for name, slices in _by_tensor(group, roles).items():
+        shape = tensors[name].shape
+        cut = _positions(slices, shape)
+        outside = np.ones(group.size, dtype=np.int64)  # of the dims cut: index combinations no slice names
+        for dim, positions in cut.items():
+            outside *= shape[dim] - positions.once.sum(axis=1)
+        whole = math.prod(shape[d] for d in cut)
+        total += (whole - outside) * math.prod(n for d, n in enumerate(shape) if d not in cut)
+    return total
+
+
+def unit_is_zero(group: PruningGroup, tensors: Tensors) -> Tensor:
+    """Per unit, whether all its ``zero`` entries are exactly 0 (a NaN is not 0).  (units,) bool
+
+    A group without a ``zero`` slice has no zero unit.  Compared by magnitude, not by norm: squares underflow.
+    """
+    largest: Tensor | None = None
+    for name, slices in _by_tensor(group, (Role.ZERO,)).items():
+        values = tensors[name].detach().abs()
+        for dim, positions in _positions(slices, values.shape).items():
+            rest = [d for d in range(values.dim()) if d != dim]
+            part = values.amax(dim=rest) if rest else values
+            part = part[torch.from_numpy(positions.index).to(values.device)].amax(dim=1)
+            largest = part if largest is None else torch.maximum(largest, part.to(largest.device, largest.dtype))
+    return torch.zeros(group.size, dtype=torch.bool) if largest is None else largest == 0
+
+
+def zero_units(groups: Iterable[PruningGroup], tensors: Tensors) -> dict[str, NDArray[np.int64]]:
+    """For every prunable group, the units that are exactly zero, in ascending order."""
+    return {
+        g.name: np.flatnonzero(unit_is_zero(g, tensors).cpu().numpy()).astype(np.int64) for g in groups if g.prunable
+    }
+
+
+@dataclass(eq=False)
+class Region:
+    """The entries that chosen units own in one tensor: unique positions in each of its dims.
+
+    Attributes:
+        name: name of the tensor.
+        index: dim -> (positions,) int64, ascending; on the tensor's device after its first use.
+    """
+
+    name: str
+    index: dict[int, Tensor]
+
+    def _on(self, device: torch.device) -> dict[int, Tensor]:
+        if any(i.device != device for i in self.index.values()):
+            self.index = {d: i.to(device) for d, i in self.index.items()}
+        return self.index
+
+    def scale_(self, tensor: Tensor, factor: float) -> None:
+        """Multiply the entries by ``factor`` in place, each once, see [Note: entries of a unit]."""
+        covered: Tensor | None = None  # broadcasts over the tensor: entries an earlier dim has scaled
+        index = self._on(tensor.device)
+        for dim, positions in index.items():
+            part = tensor.index_select(dim, positions)
+            scaled = part * factor
+            if covered is not None:
+                scaled = torch.where(covered, part, scaled)
+            tensor.index_copy_(dim, positions, scaled)
+            if len(index) > 1:
+                mine = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+                mine.index_fill_(0, positions, True)
+                mine = mine.view([-1 if d == dim else 1 for d in range(tensor.dim())])
+                covered = mine if covered is None else covered | mine
+
+    def zero_(self, tensor: Tensor) -> None:
+        """Set the entries to 0 in place (also where they are not finite)."""
+        for dim, positions in self._on(tensor.device).items():
+            tensor.index_fill_(dim, positions, 0)
+
+
+def regions(
+    groups: Iterable[PruningGroup],
+    units: Mapping[str, NDArray[np.int64]],
+    tensors: Tensors,
+    roles: Collection[Role],
+    only: Callable[[PruningGroup, ParamSlice], bool] = lambda group, s: True,
+) -> tuple[Region, ...]:
+    """What ``units`` (group name -> units) own in each tensor, over the slices with ``roles`` that pass ``only``."""
+    found: dict[str, dict[int, list[NDArray[np.int64]]]] = {}
+    for group in groups:
+        chosen = units.get(group.name)
+        if chosen is None or not len(chosen):
+            continue
+        for s in group.slices:
+            if s.role in roles and s.role.is_tensor and only(group, s):
+                dim = s.dim % tensors[s.param].dim()
+                found.setdefault(s.param, {}).setdefault(dim, []).append(s.index[chosen].ravel())
+    return tuple(
+        Region(name, {d: torch.from_numpy(np.unique(np.concatenate(parts))) for d, parts in sorted(dims.items())})
+        for name, dims in found.items()
+    )
