@@ -453,10 +453,10 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        y.relu_().mul_(0.5)
+        y.mul_(0.5)
         y += self.b(x)
         y[:, :, 0].fill_(0.0)
-        return self.head(y)
+        return self.head(y.relu_())
 
 
 class WrittenBuffer(nn.Module):
