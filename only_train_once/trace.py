@@ -119,8 +119,8 @@ def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
             stack.enter_context(recorder.module_hooks())
             if log is not None:
                 log.enabled = True
-                stack.enter_context(_inline_python_functions())
-                stack.enter_context(_FunctionRecorder(recorder, log))
+            stack.enter_context(_inline_python_functions())
+            stack.enter_context(_FunctionRecorder(recorder, log))
             stack.enter_context(recorder)
             output = call_model(model, inputs)
     except Exception as error:
@@ -392,9 +392,12 @@ class _Recorder(TorchDispatchMode):
 
 
 class _FunctionRecorder(TorchFunctionMode):
-    """Sees calls while their ints are still `SizeInt`, and lets ``x.shape`` return such ints."""
+    """Sees calls while their ints are still `SizeInt`, and lets ``x.shape`` return such ints.
 
-    def __init__(self, recorder: _Recorder, log: SizeLog) -> None:
+    Without a log nothing is instrumented, and every size that code names counts as a literal.
+    """
+
+    def __init__(self, recorder: _Recorder, log: SizeLog | None) -> None:
         super().__init__()
         self.recorder = recorder
         self.log = log
@@ -412,6 +415,8 @@ class _FunctionRecorder(TorchFunctionMode):
     # Handlers return what the caller gets.
 
     def shape(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        if self.log is None:
+            return result
         tensor = args[0]
         value = self.recorder.value_of(tensor)
         if isinstance(result, int):  # size(dim)
