@@ -50,7 +50,12 @@ class Axes:
 
 
 def analyse(
-    graph: Graph, *, wide: bool = False, strict_outputs: bool = False, skip_operators: Collection[str] = ()
+    graph: Graph,
+    *,
+    wide: bool = False,
+    strict_outputs: bool = False,
+    skip_operators: Collection[str] = (),
+    skip_nodes: Collection[int] = (),
 ) -> Axes:
     """Find the axes of a graph.
 
@@ -59,6 +64,7 @@ def analyse(
         wide: offer the width of normalized residual streams and the positions inside heads as well.
         strict_outputs: only outputs that nothing else reads count as outputs.
         skip_operators: operators (``aten.add`` or ``add``) whose dims are to be frozen.
+        skip_nodes: indices of nodes whose dims are to be frozen.
     """
     c = Context(graph)
     c.consumers = graph.consumers()
@@ -71,7 +77,8 @@ def analyse(
                 value = made_by[value].inputs[0]  # a factory function hands out a view of what it made
                 c.sizes.setdefault((value, use.dim), use.expr)
     for node in graph.nodes:
-        _apply(c, node, skip_operators)
+        names = (node.name, node.name.partition(".")[2])
+        _apply(c, node, skip=node.index in skip_nodes or any(name in skip_operators for name in names))
     _freeze_outputs(c, strict_outputs)
     _freeze_branches(c)
     bound = _apply_sizes(c)
@@ -83,9 +90,9 @@ def analyse(
 # ---------------------------------------------------------------- rules
 
 
-def _apply(c: Context, node: Node, skip_operators: Collection[str]) -> None:
+def _apply(c: Context, node: Node, *, skip: bool) -> None:
     function = registered(node.name) or (pointwise if is_pointwise(node.op) else None)
-    if node.name in skip_operators or node.name.partition(".")[2] in skip_operators:
+    if skip:
         c.freeze_node(node, "the operator is skipped on request")
         function = None
     elif function is None:
@@ -314,7 +321,9 @@ def _broken_by(
         for leaf in expr.leaves() if expr is not None else ():
             if leaf.kind == "attr":
                 of_attribute = bound.get(leaf.args)
-                leaves[leaf] = (_attribute_value(c.graph, *leaf.args), 0) if of_attribute is None else count(of_attribute)
+                leaves[leaf] = (
+                    (_attribute_value(c.graph, *leaf.args), 0) if of_attribute is None else count(of_attribute)
+                )
             elif leaf.kind == "dim":
                 label = c.label(*leaf.args)
                 leaves[leaf] = (c.shape(leaf.args[0])[leaf.args[1]], 0) if label is None else count(label.ids)
@@ -356,8 +365,10 @@ def _collect(c: Context, solution: Solution, bound: dict[tuple[str, str, int | N
         attributes[full if position is None else f"{full}[{position}]"] = ids
     for full, ids in c.attributes:
         attributes.setdefault(full, ids)
-    leaks = np.unique(np.concatenate([np.asarray(ids).reshape(-1) for ids in c.leaks])) if c.leaks else np.empty(
-        0, dtype=np.int64
+    leaks = (
+        np.unique(np.concatenate([np.asarray(ids).reshape(-1) for ids in c.leaks]))
+        if c.leaks
+        else np.empty(0, dtype=np.int64)
     )
     return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.unknown)
 

@@ -7,7 +7,7 @@ assignment. `Expr` says where an integer that shaped a tensor came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -249,6 +249,27 @@ class Graph:
             for index in dict.fromkeys(node.inputs):
                 readers.setdefault(index, []).append(node)
         return readers
+
+    def chains(self, operators: Sequence[str]) -> set[int]:
+        """Indices of the nodes of every path along which these operators (``"add"``) follow one another."""
+        readers = self.consumers()
+        found: set[int] = set()
+
+        def named(node: Node, name: str) -> bool:
+            return name in (node.name, node.name.partition(".")[2])
+
+        for first in self.nodes:
+            paths = [[first]] if named(first, operators[0]) else []
+            for name in operators[1:]:
+                paths = [
+                    [*path, after]
+                    for path in paths
+                    for output in path[-1].outputs
+                    for after in (readers.get(output, ()) if output is not None else ())
+                    if named(after, name)
+                ]
+            found |= {node.index for path in paths for node in path}
+        return found
 
     def operators(self) -> dict[str, int]:
         """How often each operator was called."""

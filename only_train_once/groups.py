@@ -185,6 +185,7 @@ def find_groups(
     wide: bool = False,
     strict_outputs: bool = False,
     skip_operators: Collection[str] = (),
+    skip_nodes: Collection[int] = (),
 ) -> GroupList:
     """Find the groups of a traced model.
 
@@ -194,11 +195,14 @@ def find_groups(
             default: channels, neurons and heads are what shrinks a model without touching what every layer shares.
         strict_outputs: only outputs that no operator reads again count as outputs; others may shrink.
         skip_operators: operators (``"aten.add"`` or ``"add"``) that are to be treated as unknown.
+        skip_nodes: indices of nodes that are to be treated as unknown.
 
     Returns:
         prunable groups and frozen ones (with reasons), in network order.
     """
-    axes = analyse(graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators)
+    axes = analyse(
+        graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators, skip_nodes=skip_nodes
+    )
     return GroupList(_prunable_groups(axes) + _frozen_groups(axes))
 
 

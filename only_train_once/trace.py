@@ -85,9 +85,7 @@ def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -
         recorder.forget(nodes)
 
 
-def _record(
-    model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bool
-) -> tuple[_Recorder, SizeLog | None]:
+def _record(model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bool) -> tuple[_Recorder, SizeLog | None]:
     """Run a copy of the model in evaluation mode."""
     try:
         model = copy.deepcopy(model)
@@ -229,9 +227,7 @@ class _Recorder(TorchDispatchMode):
                 self._keep(out)
         updates = self._versions(written, outputs)
         self.nodes.append(
-            Node(
-                len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates
-            )
+            Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
         )
         if self.nodes[-1].name in _SCALAR_READS:
             self.branches.append(Branch(self.nodes[-1].index, self.stack[-1]))
@@ -333,9 +329,7 @@ class _Recorder(TorchDispatchMode):
             logger.warning("the captured graph cannot be run again: %s", error)
             return False
         outputs = [self.index_of[id(t)] for t in self.output_tensors]
-        return all(
-            _same(env.get(i, t), t) for i, t in zip(outputs, self.output_tensors, strict=True)
-        )
+        return all(_same(env.get(i, t), t) for i, t in zip(outputs, self.output_tensors, strict=True))
 
     def _writes_leaf(self) -> bool:
         storages = {_storage_key(t) for t in self.leaves.values()}
@@ -518,9 +512,7 @@ class _FunctionRecorder(TorchFunctionMode):
         self.recorder.uses.append(SizeUse(self.recorder.value_of(tensor), dim, int(position), expr, self._where(func)))
 
     def _parts(self, tensor: Tensor, dim: int, size: int, func: Any) -> None:
-        self.recorder.equal_parts.append(
-            EqualParts(self.recorder.value_of(tensor), dim, int(size), self._where(func))
-        )
+        self.recorder.equal_parts.append(EqualParts(self.recorder.value_of(tensor), dim, int(size), self._where(func)))
 
     def _where(self, func: Any) -> str:
         return f"{getattr(func, '__name__', func)} in {self.recorder.stack[-1] or 'the model'}"
@@ -623,7 +615,9 @@ def tensors_of(inputs: Any) -> list[Tensor]:
     plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
     found = [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor)]
     if not found:
-        raise ConfigurationError("example inputs hold no tensor; give a tensor, a tuple of positional arguments or a dict")
+        raise ConfigurationError(
+            "example inputs hold no tensor; give a tensor, a tuple of positional arguments or a dict"
+        )
     return found
 
 

@@ -34,7 +34,9 @@ def _torchvision(name: str, size: int = 64, **options: Any) -> Architecture:
     return Architecture(build, lambda: torch.randn(2, 3, size, size))
 
 
-def _timm(name: str, size: int = 64, because: str = "", default: float = 0.6, wide: float = 0.95, **options: Any) -> Architecture:
+def _timm(
+    name: str, size: int = 64, because: str = "", default: float = 0.6, wide: float = 0.95, **options: Any
+) -> Architecture:
     def build() -> nn.Module:
         import timm
 

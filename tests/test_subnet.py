@@ -63,7 +63,9 @@ def test_zeroed_full_network_equals_subnet(case: Case, wide: bool) -> None:
     if groups.prunable:
         # not vacuous: the removed units did something, and are gone
         with torch.no_grad():
-            full, zeroed = (next(output_tensors(call_model(m.eval(), inputs))) for m in (untouched, copy.deepcopy(model)))
+            full, zeroed = (
+                next(output_tensors(call_model(m.eval(), inputs))) for m in (untouched, copy.deepcopy(model))
+            )
         assert not torch.allclose(full, zeroed, rtol=1e-4, atol=1e-5)
         assert sum(p.numel() for p in subnet.parameters()) < sum(p.numel() for p in model.parameters())
 

@@ -65,7 +65,9 @@ def gather(c: Context, node: Node) -> None:
         elif c.shape(x)[k] == c.shape(picked)[k]:
             of_x, of_index = c.dim(x, k), c.dim(picked, k)
             joined = c.tie(of_x, of_index, node)
-            dims.append(joined.with_zero(of_x.zero) if isinstance(joined, Label) and isinstance(of_x, Label) else joined)
+            dims.append(
+                joined.with_zero(of_x.zero) if isinstance(joined, Label) and isinstance(of_x, Label) else joined
+            )
         else:
             c.freeze(c.dim(x, k), f"only a part is gathered at {c.graph.where(node)}")
             c.freeze(c.dim(picked, k), f"only a part is gathered at {c.graph.where(node)}")

@@ -113,9 +113,7 @@ def _other_dims(c: Context, node: Node, x: int, normalized: int, bias: int | Non
     return dims
 
 
-def _freeze_normalized(
-    c: Context, node: Node, dims: list[Dim], weight: int | None, bias: int | None, why: str
-) -> None:
+def _freeze_normalized(c: Context, node: Node, dims: list[Dim], weight: int | None, bias: int | None, why: str) -> None:
     found = [*dims, *(c.dim(w, d) for w in (weight, bias) if w is not None for d in range(c.rank(w)))]
     for dim in found:
         c.freeze(dim, f"{why} at {c.graph.where(node)}")

@@ -78,7 +78,9 @@ def _probe_node(c: Context, node: Node, operands: list[int], zeros: tuple[bool, 
     if not any(zeros) and node.name not in ("aten.zero", "aten.fill", "aten.masked_fill"):
         return False
     order = tuple(operands.index(i) for i in c.tensors(node))
-    kinds = tuple("f" if is_float(c.value(i).dtype) else "b" if c.value(i).dtype == torch.bool else "i" for i in operands)
+    kinds = tuple(
+        "f" if is_float(c.value(i).dtype) else "b" if c.value(i).dtype == torch.bool else "i" for i in operands
+    )
     scalars = pytree.tree_map_only(Ref, lambda _: None, (node.args, dict(node.kwargs)))
     return _probe(node.op, order, kinds, zeros, repr(scalars), _Arguments(node.args, dict(node.kwargs)))
 
