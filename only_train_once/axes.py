@@ -375,14 +375,15 @@ def _collect(c: Context, solution: Solution, bound: dict[tuple[str, str, int | N
 
 def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
     """Walk back from where a removed unit has to be zero, and from where weights read it, to the parameters."""
-    component = solution.component
+    known: dict[int, Ids] = {}  # id of an array of ids -> components; most labels share their array
 
     def classes(index: int, dim: int) -> Ids | None:
         label = c.label(index, dim)
         if label is None:
             return None
-        found = solution.of_id[label.ids]
-        return np.unique(component[found])
+        if id(label.ids) not in known:
+            known[id(label.ids)] = np.unique(solution.component[solution.of_id[label.ids]])
+        return known[id(label.ids)]
 
     def walk(starts: list[tuple[int, int]], needs_zero: bool) -> set[tuple[int, int]]:
         reached: set[tuple[int, int]] = set()
@@ -393,10 +394,8 @@ def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tu
         for node in reversed(c.graph.nodes):
             wanted: list[Ids] = []
             for output in (*node.outputs, *(new for new, _ in node.updates)):
-                for dim in pending.get(output, ()) if output is not None else ():
-                    found = classes(output, dim)
-                    if found is not None:
-                        wanted.append(found)
+                if output is not None:
+                    wanted += [found for d in pending.get(output, ()) if (found := classes(output, d)) is not None]
             if not wanted:
                 continue
             target = np.unique(np.concatenate(wanted))

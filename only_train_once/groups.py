@@ -306,7 +306,7 @@ def _kinds(solution: Solution) -> NDArray[np.int64]:
 
 
 def _factor_axes(solution: Solution) -> dict[int, tuple[int, ...]]:
-    """Which axis of which size of merged dims a class is: heads and head-dims differ though they meet the same tensors."""
+    """At which places of products a class is a factor: heads and head-dims differ though they meet the same tensors."""
     axes: dict[int, set[int]] = {}
     for product in solution.products:
         for axis, factor in enumerate(product.factors):

@@ -111,8 +111,12 @@ def resolve(criteria: Criteria) -> dict[str, float] | Score:
             raise ConfigurationError(
                 f"importance_score_criteria names {name!r}; known are 'default' and {sorted(CRITERIA)}"
             )
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ConfigurationError(f"the weight of criterion {name!r} is {weight!r}; it has to be a finite number")
+    if not any(weights.values()):
+        raise ConfigurationError(
+            f"importance_score_criteria is {dict(weights)!r}: every unit would score 0; give a criterion a weight"
+        )
     return dict(weights)
 
 

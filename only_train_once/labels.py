@@ -191,7 +191,7 @@ class LabelStore:
         result: list[Label | None] = []
         for axis, factor in enumerate(factors):
             others = tuple(a for a in range(len(sizes)) if a != axis)
-            result.append(None if factor is None else Label(factor, zero.all(axis=others)))
+            result.append(None if factor is None else Label(factor, np.asarray(zero.all(axis=others))))
         return result
 
     def merge(self, labels: Sequence[Label | None], sizes: Sequence[int]) -> Label | None:
@@ -220,7 +220,7 @@ class LabelStore:
             self._merges[key] = ids
         shape = [sizes[a] if a in labelled else 1 for a in range(len(sizes))]
         full = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), tuple(sizes))).reshape(-1)
-        by_axis = {a: f for a, f in zip(labelled, factors, strict=True)}
+        by_axis = dict(zip(labelled, factors, strict=True))
         self._splits[(full.tobytes(), tuple(sizes))] = [by_axis.get(a) for a in range(len(sizes))]
         return Label(full, zero.reshape(-1))
 

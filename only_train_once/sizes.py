@@ -52,13 +52,13 @@ class SizeInt(int):
     __hash__ = int.__hash__
 
     def __eq__(self, other: object) -> bool:
-        equal = int.__eq__(self, other)  # type: ignore[operator]
+        equal = int.__eq__(self, other)
         if equal is True:
             self.log.guard(self.expr, expr_of(other))
         return equal
 
     def __ne__(self, other: object) -> bool:
-        differs = int.__ne__(self, other)  # type: ignore[operator]
+        differs = int.__ne__(self, other)
         if differs is False:
             self.log.guard(self.expr, expr_of(other))
         return differs

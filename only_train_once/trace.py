@@ -210,7 +210,7 @@ class _Recorder(TorchDispatchMode):
             [Ref(next(references)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
         )
         result = func(*args, **kwargs)
-        written = [t for t in _written(func, args, kwargs)]
+        written = _written(func, args, kwargs)
         outputs: list[int | None] = []
         given = {id(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
         written_ids = {id(t) for t in written}

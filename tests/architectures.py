@@ -76,13 +76,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deit_tiny": _timm("deit_tiny_patch16_224", img_size=64),
     "pvt_v2_b0": _timm(
         "pvt_v2_b0", default=0.45,
-        because="its attention reshapes to (B, N, C) with the C of the residual stream, in the spatial reduction as well; "
+        because="its attention reshapes to (B, N, C) with the C of the residual stream, also in the reduction; "
         "without wide=True that width stays, and the user's own code then fixes queries, keys, values and reduction",
     ),
     "mixer_s32": _timm(
         "mixer_s32_224", 224, wide=0.88,
-        because="token mixing adds biases along the tokens, so a channel whose weights are all 0 still carries a constant "
-        "under the next layer norm: removing it changes the function (measured in test_architectures.py)",
+        because="token mixing adds biases along the tokens, so a channel whose weights are all 0 still carries a "
+        "constant under the next layer norm: removing it changes the function (measured in test_architectures.py)",
     ),
     "levit_128s": _timm("levit_128s", 224),
     "ghostnet_100": _timm("ghostnet_100"),
@@ -101,8 +101,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         intermediate_size=80, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=8,
     ),
     "t5": _transformers(
-        "T5ForConditionalGeneration", "T5Config", lambda: {"input_ids": _ids(), "decoder_input_ids": _ids(7)}, 0.6, 0.94,
-        vocab_size=99, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4,
+        "T5ForConditionalGeneration", "T5Config", lambda: {"input_ids": _ids(), "decoder_input_ids": _ids(7)}, 0.6,
+        0.94, vocab_size=99, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4,
     ),
     "vit": _transformers(
         "ViTForImageClassification", "ViTConfig", lambda: {"pixel_values": torch.randn(2, 3, 32, 32)}, 0.6, 0.95,

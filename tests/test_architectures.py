@@ -68,12 +68,9 @@ def test_the_width_of_a_token_mixer_is_not_removable() -> None:
     randomize(model)
     channel = 7
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # all that writes to the channel
-            if name.endswith(
-                ("stem.proj.weight", "stem.proj.bias", "mlp_channels.fc2.weight", "mlp_channels.fc2.bias")
-            ):
-                parameter[channel] = 0
-            elif ".norm1." in name or ".norm2." in name:
+        writers = ("stem.proj.weight", "stem.proj.bias", "mlp_channels.fc2.weight", "mlp_channels.fc2.bias")
+        for name, parameter in model.named_parameters():
+            if name.endswith(writers) or ".norm1." in name or ".norm2." in name:
                 parameter[channel] = 0
     seen: list[Tensor] = []
     model.blocks[1].norm1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

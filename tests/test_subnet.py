@@ -37,7 +37,7 @@ def loss_of(model: nn.Module, inputs: Any) -> Tensor:
 
 @pytest.mark.parametrize(("case", "wide"), CASES)
 def test_finds_what_it_should(case: Case, wide: bool) -> None:
-    model, inputs, groups = prepared(case, wide)
+    _, _, groups = prepared(case, wide)
     expected = max(case.prunable, case.wide) if wide else case.prunable
     found = sum(g.size for g in groups.prunable)
     assert found >= expected, f"{found} prunable units\n{groups}"

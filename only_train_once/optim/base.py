@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import logging
+import operator
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -324,9 +326,10 @@ class AttachedOptimizer(Optimizer):
         """Take over a state of this optimizer with this method, or of the base optimizer alone.
 
         Raises:
-            CheckpointError: the state belongs to another partition into groups or to another schedule. Nothing was
-                changed then.
+            CheckpointError: the state is damaged or foreign, or belongs to other parameters, to another partition
+                into groups or to another schedule. Nothing was changed then.
         """
+        _check_state_dict(state_dict)
         clean = dict(state_dict)
         entries = [g[ENTRY] for g in clean["param_groups"] if ENTRY in g]
         clean["param_groups"] = [{k: v for k, v in g.items() if k != ENTRY} for g in clean["param_groups"]]
@@ -337,7 +340,13 @@ class AttachedOptimizer(Optimizer):
         method = self._method
         if entries:
             _check_entry(entries[0], method)
-        super().load_state_dict(clean)
+        try:
+            super().load_state_dict(clean)  # changes nothing before its checks are over
+        except ValueError as error:
+            raise CheckpointError(
+                f"the state_dict belongs to another {self._base.__name__}: {error}. Build the optimizer over the same "
+                "parameters in the same param_groups."
+            ) from error
         if not entries:
             logger.warning(
                 "the state_dict has no state of method %r (it was saved by the base optimizer alone): the method goes "
@@ -516,13 +525,58 @@ def _only_initialises(optimizer: Optimizer) -> bool:
     return bool(gradients) and not any(bool(g.any()) for g in gradients)
 
 
+def damaged(name: str, value: Any, expected: str) -> CheckpointError:
+    """What to raise for an entry of a saved state that no run can have written."""
+    return CheckpointError(
+        f"the optimizer state is damaged: {name!r} is {str(value)[:80]!r}, expected {expected}; load another copy"
+    )
+
+
+def saved_count(state: Mapping[str, Any], name: str) -> int:
+    """A whole number, at least 0, from a saved state."""
+    value = state.get(name)
+    try:
+        number = -1 if value is None or isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise damaged(name, value, "a whole number, at least 0")
+    return number
+
+
+def _check_state_dict(state_dict: Any) -> None:
+    """Raise CheckpointError unless this is what an optimizer's ``state_dict`` returns."""
+    found = state_dict if isinstance(state_dict, Mapping) else {}
+    groups, state = found.get("param_groups"), found.get("state")
+    sound = isinstance(groups, (list, tuple)) and all(
+        isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in groups
+    )
+    if not sound or not isinstance(state, Mapping):
+        what = f"a dictionary with {list(found)[:5]}" if found else f"{type(state_dict).__name__} {state_dict!r:.80}"
+        raise CheckpointError(
+            f"the state_dict is foreign or damaged: an optimizer's has the entries 'state' and 'param_groups', this is "
+            f"{what}; give what optimizer.state_dict() returned"
+        )
+
+
 def _check_entry(entry: Mapping[str, Any], method: Method) -> None:
+    if not isinstance(entry, Mapping):
+        raise damaged(ENTRY, entry, "a dictionary")
     if entry.get("version") != STATE_VERSION:
         raise CheckpointError(
             f"the optimizer state has format version {entry.get('version')!r}, this library reads {STATE_VERSION}"
         )
-    if entry["method"] != method.name:
-        raise CheckpointError(f"the optimizer state was saved by method {entry['method']!r}, not by {method.name!r}")
+    if entry.get("method") != method.name:
+        raise CheckpointError(
+            f"the optimizer state was saved by method {entry.get('method')!r}, not by {method.name!r}; attach that one"
+        )
+    saved_count(entry, "step")
+    lists = [entry.get(key) for key in ("group_names", "group_sizes", "group_fingerprints")]
+    if not all(isinstance(each, (list, tuple)) for each in lists) or len({len(each) for each in lists}) != 1:
+        raise CheckpointError(
+            "the optimizer state is damaged: group_names, group_sizes and group_fingerprints have to be lists of one "
+            f"length, they are {str(lists)[:200]}"
+        )
     facts = zip(entry["group_sizes"], entry["group_fingerprints"], strict=True)
     saved = dict(zip(entry["group_names"], facts, strict=True))
     own = {g.name: (g.size, fingerprint(g)) for g in method.groups}
@@ -565,7 +619,7 @@ def attach(
         ConfigurationError: an argument is out of range or does not fit. The optimizer was not changed then.
         NothingPrunableError: no group can be pruned.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigurationError(f"method is {method!r}; known methods are {sorted(METHODS)}")
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(f"cannot attach to {type(optimizer).__name__!r}; it has to be a torch.optim.Optimizer")
@@ -573,6 +627,10 @@ def attach(
         raise ConfigurationError(
             f"method {optimizer._method.name!r} is attached to this {type(optimizer).__name__} already; make a new one"
         )
+    accepted = [name for name in inspect.signature(METHODS[method]).parameters if name != "candidates"]
+    unknown = [name for name in config if name not in accepted]
+    if unknown:
+        raise ConfigurationError(f"method {method!r} has no argument {', '.join(unknown)}; it has {accepted}")
     made = METHODS[method](find_candidates(optimizer, groups, named_tensors), **config)
     base = type(optimizer)
     optimizer.__class__ = _attached_class(base)  # type: ignore[assignment, arg-type]

@@ -40,8 +40,10 @@ from only_train_once.optim.base import (
     GradientAverage,
     Method,
     attach,
+    damaged,
     params_of,
     register_method,
+    saved_count,
     split_units,
     zero_entries_,
 )
@@ -91,6 +93,15 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise ConfigurationError(f"{name} is {value!r}; it has to be a whole number, at least {least}")
 
 
+def _tensor_roles(value: Any) -> tuple[Role, ...]:
+    known = [r.value for r in Role if r.is_tensor]
+    # A lone string would be taken apart into letters.
+    roles = tuple(value) if isinstance(value, Collection) and not isinstance(value, str) else ()
+    if Role.ZERO not in roles or not all(r in known for r in roles):
+        raise ConfigurationError(f"importance_roles is {value!r}; give a tuple of {known}, 'zero' among them")
+    return tuple(Role(r) for r in roles)
+
+
 @register_method
 class Hesso(Method):
     """The method of the top of this file.
@@ -133,9 +144,9 @@ class Hesso(Method):
         )
         if pin not in _PINS:
             raise ConfigurationError(f"pin is {pin!r}; it has to be one of {_PINS}")
-        roles = tuple(Role(r) for r in importance_roles)
-        if not roles or not all(r.is_tensor for r in roles) or Role.ZERO not in roles:
-            raise ConfigurationError(f"importance_roles is {roles!r}; give tensor roles, 'zero' among them")
+        if not isinstance(fixed_zero_groups, (bool, np.bool_)):
+            raise ConfigurationError(f"fixed_zero_groups is {fixed_zero_groups!r}; it has to be True or False")
+        roles = _tensor_roles(importance_roles)
         self.pin, self.fixed_zero_groups, self.roles = pin, fixed_zero_groups, roles
         self.criteria = resolve(importance_score_criteria)
         length = pruning_steps // pruning_periods
@@ -225,7 +236,7 @@ class Hesso(Method):
         """Score all live units and choose this period's: the one place that waits for the device."""
         where = position(self.step, **self.schedule.when)
         assert where is not None
-        self._active = ()
+        self._active = None  # `after` finds the period's units; also when they were chosen before an interrupted step
         count = units_due(where.period, self.schedule.pruning_periods, self.total) - int((self.chosen > 0).sum())
         if count == 0:
             return
@@ -258,7 +269,6 @@ class Hesso(Method):
         picked = select(per_group, gone, count, self.total, self.schedule.group_divisible)
         for offset, units in zip([0, *bounds], picked, strict=True):
             self.chosen[offset + units] = where.period + 1
-        self._active = self._regions(self.chosen == where.period + 1)
         logger.info("step %d: period %d chooses %d units", self.step, where.period, count)
 
     def after(self, optimizer: Optimizer) -> None:
@@ -267,7 +277,7 @@ class Hesso(Method):
             return
         where = position(self.step, **self.schedule.when)
         if where is not None:
-            if self._active is None:  # after loading
+            if self._active is None:
                 self._active = self._regions(self.chosen == where.period + 1)
             if where.t < where.length - 1:
                 for region in self._active:
@@ -322,14 +332,12 @@ class Hesso(Method):
         return self.average.sums
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        saved, own = dict(state["schedule"]), asdict(self.schedule)
+        saved, own = state.get("schedule"), asdict(self.schedule)
+        if not isinstance(saved, Mapping):
+            raise damaged("schedule", saved, "a dictionary of the schedule's arguments")
+        saved_count(state, "window_count")
+        chosen = self._saved_choice(state.get("chosen"))
         different = [k for k in own if saved.get(k) != own[k]]
-        chosen = torch.as_tensor(state["chosen"])
-        if tuple(chosen.shape) != (self.units,):
-            raise CheckpointError(
-                f"the optimizer state is damaged: it has to say for {self.units} units when each was chosen, and holds "
-                f"a tensor of shape {tuple(chosen.shape)}"
-            )
         untouched = not bool((chosen > 0).any())
         if different and not (untouched and state["step"] <= self.schedule.start_pruning_step):
             listed = ", ".join(f"{k} was {saved.get(k)!r} and is {own[k]!r}" for k in different)
@@ -337,6 +345,30 @@ class Hesso(Method):
                 f"the optimizer state was saved in the middle of another schedule: {listed}; build the optimizer with "
                 f"the arguments of the saved run"
             )
+        s, step = self.schedule, saved_count(state, "step")
+        begun = sum(period_start(p, **s.when) <= step for p in range(s.pruning_periods))
+        kept = [int((part == 0).sum()) for part in np.split(chosen, np.cumsum([g.size for g in self.groups])[:-1])]
+        if not untouched and (chosen.max() > begun or int((chosen > 0).sum()) > self.total or not all(kept)):
+            raise CheckpointError(
+                f"the optimizer state is damaged: at step {step} with {begun} period(s) begun at most {self.total} "
+                f"units are chosen and every group keeps one; it says {int((chosen > 0).sum())} units, the last of "
+                f"them in period {int(chosen.max())}"
+            )
+
+    def _saved_choice(self, value: Any) -> NDArray[np.int64]:
+        """The period each unit was chosen in, 0 for none.  (units,)"""
+        try:
+            chosen = torch.as_tensor(value).detach().cpu().numpy()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise damaged("chosen", value, "a tensor of whole numbers") from error
+        if chosen.shape != (self.units,):
+            raise CheckpointError(
+                f"the optimizer state is damaged: it has to say for {self.units} units when each was chosen, and holds "
+                f"a tensor of shape {tuple(chosen.shape)}"
+            )
+        if chosen.dtype.kind not in "iu" or chosen.min() < 0:
+            raise damaged("chosen", value, "a tensor of whole numbers, none of them negative")
+        return chosen.astype(np.int64)
 
     def load_state(self, state: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
         self.chosen = torch.as_tensor(state["chosen"]).cpu().numpy().astype(np.int32).copy()
@@ -424,6 +456,16 @@ def _optimizer_arguments(
     return out
 
 
+def _finite(name: str, value: Any, least: float = -math.inf) -> None:
+    """Refuse what is no finite number, or below ``least``; None stands for a default."""
+    if value is None:
+        return
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least:
+        rule = "" if least == -math.inf else f", at least {least}"
+        raise ConfigurationError(f"{name} is {value!r}; it has to be a finite number{rule}")
+
+
 def build_hesso(
     named_tensors: Mapping[str, Tensor],
     groups: Iterable[PruningGroup],
@@ -463,15 +505,28 @@ def build_hesso(
 
     The other arguments are those of `Hesso`.
     """
-    if not isinstance(lr, (int, float, Tensor)) or not math.isfinite(float(lr)) or lr < 0:
-        raise ConfigurationError(f"lr is {lr!r}; it has to be a finite number, at least 0")
+    number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    _finite("lr", number, 0)
+    _finite("weight_decay", weight_decay, 0)
+    for name, value in (("first_momentum", first_momentum), ("second_momentum", second_momentum)):
+        _finite(name, value, 0)
+    _finite("dampening", dampening)
+    if lr is None:
+        raise ConfigurationError("lr is None; it has to be a finite number, at least 0")
     cls = _optimizer_class(variant)
     defaults = _DEFAULTS.get(cls.__name__.lower(), {})
     arguments = _optimizer_arguments(cls, defaults, weight_decay, first_momentum, second_momentum, dampening)
     trained = [t for t in named_tensors.values() if t.requires_grad]
     if not trained:
         raise ConfigurationError("no tensor has requires_grad=True, so there is nothing to train")
-    optimizer = cls(trained, lr=lr, **{**arguments, **optimizer_kwargs})  # type: ignore[call-arg]
+    arguments = {"lr": lr, **arguments, **optimizer_kwargs}
+    try:
+        optimizer = cls(trained, **arguments)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"{cls.__name__} refuses its arguments {arguments}: {error}; change them, or make the optimizer yourself "
+            f"and attach to it"
+        ) from error
     return attach(
         optimizer,
         groups,
