@@ -1,0 +1,53 @@
+# make demo   train, prune, cut, verify and measure on scikit-learn's digits (a few minutes on 2 cores)
+# make test   lint, format check, types, tests
+#
+# Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
+# first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
+# for an index of your own, say.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_OPTIONS ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+$(VENV)/.torch: pyproject.toml Makefile
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/digits.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,595 @@
+"""`OTO`: the facade that strings the verbs together.
+
+It holds a model, its example inputs, its graph and its groups, and keeps the entry points of the library's earlier
+generations, so that scripts written for those run on. All work is done by the functions it calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import webbrowser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+
+from . import checkpoint
+from .errors import ConfigurationError, OTOError, SurgeryError, VerificationError
+from .flops import count_flops
+from .graph import Graph, Node, ValueKind
+from .groups import GroupList, PruningGroup, Role, find_groups
+from .masking import regions
+from .optim import attach as attach_method
+from .optim.hesso import build_hesso
+from .report import SubnetReport, build_report, count_parameters, groups_table, render, with_file
+from .surgery import SurgeryRecord, construct_subnet, from_runs, zero_units
+from .trace import trace
+from .verify import Verification, verify_subnet
+from .visualize import draw_groups
+
+logger = logging.getLogger(__name__)
+
+Removed = Mapping[str, Sequence[int]]
+
+
+@dataclass
+class Subnet:
+    """The smaller model, with how it came about.
+
+    Attributes:
+        model: same class as the full one, ordinary submodules, smaller tensors.
+        report: numbers before and after; prints well.
+        record: what was cut where; applied again when the subnet is loaded.
+    """
+
+    model: nn.Module
+    report: SubnetReport
+    record: SurgeryRecord
+
+    def save(self, out_dir: str | Path) -> Path:
+        """Write tensors (safetensors), surgery record and report (JSON) into a folder; returns it.
+
+        ``report`` then also knows the place and the size of the tensors' file.
+        """
+        directory = Path(out_dir)
+        checkpoint.save(self.model, self.record, self.report.to_dict(), directory)
+        size = (directory / checkpoint.TENSOR_FILE).stat().st_size
+        self.report = with_file(self.report, str(directory), size)
+        return directory
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+class OTO:
+    """Find what can be removed from a model, train it away, cut it out.
+
+    Example::
+
+        oto = OTO(model, dummy_input=x)
+        optimizer = oto.hesso(variant="adamw", lr=1e-3, target_group_sparsity=0.7,
+                              start_pruning_step=100, pruning_steps=500, pruning_periods=5)
+        ...                                    # the usual training loop
+        subnet = oto.construct_subnet()
+        print(subnet.report)
+        subnet.save("slim/")
+
+    Args:
+        model: any module that runs on ``dummy_input``; never changed, except by what says so.
+        dummy_input: a tensor, a tuple (positional) or a dict (keyword arguments).
+        compress_mode: only ``"prune"``.
+        skip_patterns: regular expressions; groups that touch a parameter whose name one of them finds are frozen.
+        strict_out_nodes: only the model's first output has to keep its width, as for a base model whose other
+            outputs nobody reads.
+        wide: also offer the widths of normalized streams.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        dummy_input: Any = None,
+        compress_mode: str = "prune",
+        skip_patterns: str | Sequence[str] | None = None,
+        strict_out_nodes: bool = False,
+        wide: bool = False,
+    ) -> None:
+        if compress_mode != "prune":
+            raise ConfigurationError(
+                f"compress_mode={compress_mode!r} is not implemented: units are removed by 'prune', the only mode"
+            )
+        self.wide = wide
+        self.compressed_model_path: str | None = None
+        self.full_group_sparse_model_path: str | None = None
+        self._skipped_operators: tuple[str, ...] = ()
+        self._user_frozen: dict[str, str] = {}  # group -> reason, kept when the groups are found again
+        if model is not None:
+            self.initialize(model, dummy_input, skip_patterns, strict_out_nodes)
+            self.partition_pzigs()
+
+    # -- analysis ----------------------------------------------------------------------------------------------
+
+    def initialize(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        skip_patterns: str | Sequence[str] | None = None,
+        strict_out_nodes: bool = False,
+    ) -> None:
+        """Trace ``model``; the groups are found by :meth:`partition_pzigs`."""
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
+        self.model = model
+        self.inputs = dummy_input
+        self.strict_out_nodes = strict_out_nodes
+        patterns = (skip_patterns,) if isinstance(skip_patterns, str) else tuple(skip_patterns or ())
+        self._skip_patterns = tuple(_compiled(pattern) for pattern in patterns)
+        self.graph: Graph = trace(model, dummy_input)
+        self._groups: GroupList | None = None
+
+    def partition_pzigs(self) -> GroupList:
+        """Find the groups (again); what the user has frozen by name stays frozen."""
+        self._require_model()
+        found = find_groups(
+            self.graph,
+            wide=self.wide,
+            strict_outputs=self.strict_out_nodes,
+            skip_operators=self._skipped_operators,
+        )
+        self._groups = GroupList([self._with_user_freezes(group) for group in found])
+        self.set_trainable()
+        return self.groups
+
+    @property
+    def groups(self) -> GroupList:
+        """The groups in network order, frozen ones included."""
+        self._require_model()
+        if self._groups is None:
+            self.partition_pzigs()
+        assert self._groups is not None
+        return self._groups
+
+    def _require_model(self) -> None:
+        if not hasattr(self, "model"):
+            raise ConfigurationError("no model yet: OTO(model, dummy_input=x), or initialize(model, x) first")
+
+    def _with_user_freezes(self, group: PruningGroup) -> PruningGroup:
+        reason = self._user_frozen.get(group.name)
+        if reason is None:
+            hits = (p.pattern for p in self._skip_patterns if any(p.search(name) for name in group.params))
+            pattern = next(hits, None)
+            reason = None if pattern is None else f"skip_patterns: {pattern}"
+        return replace(group, prunable=False, reason=reason) if reason is not None and group.prunable else group
+
+    def _freeze(self, names: Mapping[str, str]) -> None:
+        """Freeze groups by name, each with a reason."""
+        self._user_frozen.update({n: r for n, r in names.items() if self.groups[n].prunable})
+        self._groups = GroupList([self._with_user_freezes(group) for group in self.groups])
+
+    def set_trainable(self) -> None:
+        """Freeze the groups that training cannot bring to zero: none of their zero slices takes a gradient."""
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        frozen = {}
+        for group in self.groups.prunable:
+            needed = {s.param for s in group.with_role(Role.ZERO)}
+            if needed and not needed & trained:
+                frozen[group.name] = "none of its parameters is trained (requires_grad=False)"
+        self._freeze(frozen)
+
+    def skip_operators(self, operators: Sequence[str]) -> None:
+        """Freeze what the named ATen operators touch, ``["aten.softmax"]``, and find the groups again."""
+        self._skipped_operators = tuple(dict.fromkeys((*self._skipped_operators, *_name_list(operators))))
+        self.partition_pzigs()
+
+    def mark_unprunable_by_param_names(self, param_names: Sequence[str]) -> None:
+        """Freeze every group that cuts one of these; parameter, buffer or module names, or node ids.
+
+        A module's name stands for everything below it. Call it before the optimizer is made.
+        """
+        by_tensor: dict[str, str] = {}
+        nodes: list[str] = []
+        for name in _name_list(param_names):
+            tensors = self._tensors_named(name)
+            if tensors:
+                by_tensor.update(dict.fromkeys(tensors, f"marked unprunable: {name}"))
+            elif self._node(name) is not None:
+                nodes.append(name)
+            else:
+                raise ConfigurationError(
+                    f"{name!r} is no parameter, buffer, module or node of this {type(self.model).__name__}; "
+                    "names are those of model.named_parameters() and model.named_modules()"
+                )
+        self._freeze_tensors(by_tensor)
+        if nodes:
+            self.mark_unprunable_by_node_ids(nodes)
+
+    def mark_unprunable_by_node_ids(self, node_ids: Sequence[str | int]) -> None:
+        """Freeze every group that touches one of these graph nodes; ids are ``42``, ``"42"`` or ``"node-42"``.
+
+        A node without parameters stands for the parameters that make its inputs, however far back they are.
+        """
+        by_tensor: dict[str, str] = {}
+        for node_id in [node_ids] if isinstance(node_ids, (str, int)) else node_ids:
+            node = self._node(str(node_id))
+            if node is None:
+                raise ConfigurationError(
+                    f"{node_id!r} is no node: ids run from 0 to {len(self.graph.nodes) - 1}, see print(oto.graph)"
+                )
+            reason = f"marked unprunable: node {node.index}, {self.graph.where(node)}"
+            by_tensor.update(dict.fromkeys(self._tensors_behind(node), reason))
+        self._freeze_tensors(by_tensor)
+
+    def _freeze_tensors(self, by_tensor: Mapping[str, str]) -> None:
+        frozen = {}
+        for group in self.groups:
+            hit = next((name for name in group.params if name in by_tensor), None)
+            if hit is not None:
+                frozen[group.name] = by_tensor[hit]
+        self._freeze(frozen)
+
+    def _tensors_named(self, name: str) -> list[str]:
+        """First names of the tensors that ``name`` is, or that are below the module ``name``."""
+        firsts: dict[int, str] = {}
+        everything: dict[str, str] = {}
+        named = [
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        ]
+        for full_name, tensor in named:
+            everything[full_name] = firsts.setdefault(id(tensor), full_name)
+        return [first for n, first in everything.items() if n == name or n.startswith(f"{name}.")]
+
+    def _node(self, node_id: str) -> Node | None:
+        digits = node_id.rpartition("-")[2]
+        return self.graph.nodes[int(digits)] if digits.isdigit() and int(digits) < len(self.graph.nodes) else None
+
+    def _tensors_behind(self, node: Node) -> set[str]:
+        """Parameters a node reads, also through a view; where it reads none, those of the nearest nodes behind it."""
+        makers = {out: n for n in self.graph.nodes for out in n.outputs if out is not None}
+        weights: dict[int, frozenset[str]] = {}  # values computed from parameters alone -> from which
+        for value in self.graph.values:
+            if value.kind in (ValueKind.PARAMETER, ValueKind.BUFFER):
+                weights[value.index] = frozenset({value.name})
+        for maker in self.graph.nodes:
+            if maker.inputs and all(index in weights for index in maker.inputs):
+                names = frozenset[str]().union(*(weights[index] for index in maker.inputs))
+                weights.update({out: names for out in maker.outputs if out is not None})
+        found: set[str] = set()
+        pending, seen = [node], {node.index}
+        while pending:
+            current = pending.pop()
+            read = {name for index in current.inputs for name in weights.get(index, ())}
+            found |= read
+            behind = [makers[index] for index in current.inputs if index in makers] if not read else []
+            pending += [n for n in behind if n.index not in seen]
+            seen |= {n.index for n in behind}
+        return found
+
+    def cluster_node_groups(self, num_clusters: int = 1) -> dict[str, int]:
+        """Group name -> cluster, prunable groups of like size and number of parameters together (k-means)."""
+        groups = list(self.groups.prunable)
+        if not 1 <= num_clusters <= max(1, len(groups)):
+            raise ConfigurationError(f"num_clusters={num_clusters}: 1 to {len(groups)}, the number of prunable groups")
+        if num_clusters == 1:
+            return {g.name: 0 for g in groups}
+        shapes = {n: t.numel() for n, t in self._named_tensors().items()}
+        features = np.log1p([[g.size, sum(shapes[p] for p in g.params)] for g in groups])
+        _, labels = kmeans2(features, num_clusters, minit="++", rng=0)
+        return {g.name: int(label) for g, label in zip(groups, labels, strict=True)}
+
+    def explain(self, name: str | None = None) -> str:
+        """What is cut and what is frozen and why, as text; of one group, tensor or module if ``name`` is given."""
+        if name is None:
+            return render(groups_table(self.groups))
+        if name in self.groups:
+            return render(groups_table([self.groups[name]]))
+        tensors = set(self._tensors_named(name))
+        if not tensors:
+            raise ConfigurationError(f"{name!r} is no group, parameter, buffer or module of this model")
+        users = [g for g in self.groups if tensors & set(g.params)]
+        return render(groups_table(users)) if users else f"{name}: no group cuts it"
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def _named_tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def hesso(
+        self,
+        lr: float = 0.1,
+        weight_decay: float | None = None,
+        first_momentum: float | None = None,
+        second_momentum: float | None = None,
+        variant: str | type[torch.optim.Optimizer] = "sgd",
+        target_group_sparsity: float = 0.5,
+        start_pruning_step: int = 0,
+        pruning_steps: int = 1,
+        pruning_periods: int = 1,
+        device: Any = None,
+        dampening: float | None = None,
+        group_divisible: int = 1,
+        fixed_zero_groups: bool = True,
+        importance_score_criteria: Any = "default",
+        **optimizer_kwargs: Any,
+    ) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with HESSO attached; see :func:`optim.hesso.build_hesso`.
+
+        ``device`` is accepted for scripts of earlier generations and not needed: tensors stay where they are.
+        """
+        return build_hesso(
+            self._named_tensors(),
+            self.groups,
+            variant=variant,
+            lr=lr,
+            weight_decay=weight_decay,
+            first_momentum=first_momentum,
+            second_momentum=second_momentum,
+            dampening=dampening,
+            target_group_sparsity=target_group_sparsity,
+            start_pruning_step=start_pruning_step,
+            pruning_steps=pruning_steps,
+            pruning_periods=pruning_periods,
+            device=device,
+            group_divisible=group_divisible,
+            fixed_zero_groups=fixed_zero_groups,
+            importance_score_criteria=importance_score_criteria,
+            **optimizer_kwargs,
+        )
+
+    def attach(self, optimizer: torch.optim.Optimizer, method: str = "hesso", **config: Any) -> torch.optim.Optimizer:
+        """Attach a pruning method to an optimizer that exists; returns the same object."""
+        return attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config)
+
+    def random_set_zero_groups(self, target_group_sparsity: float | None = None, seed: int | None = None) -> None:
+        """Set random units of every prunable group to zero, **in the model that was given**; for trying things out.
+
+        Args:
+            target_group_sparsity: share of each group's units, rounded down; a random share per group if None. At
+                least one unit of a group stays.
+            seed: of the choice; None draws from torch's global generator.
+        """
+        if target_group_sparsity is not None and not 0.0 <= target_group_sparsity < 1.0:
+            raise ConfigurationError(f"target_group_sparsity={target_group_sparsity}: 0 or more, and less than 1")
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()) if seed is None else seed)
+        chosen = {}
+        for group in self.groups.prunable:
+            share = target_group_sparsity
+            if share is None:
+                share = float(torch.rand((), generator=generator))
+            count = min(int(group.size * share), group.size - 1)
+            chosen[group.name] = torch.randperm(group.size, generator=generator)[:count].numpy()
+        tensors = self._named_tensors()
+        with torch.no_grad():
+            for region in regions(self.groups.prunable, chosen, tensors, (Role.ZERO,)):
+                region.zero_(tensors[region.name])
+
+    # -- construction ------------------------------------------------------------------------------------------
+
+    def construct_subnet(
+        self,
+        out_dir: str | Path | None = None,
+        *,
+        merge_lora_to_base: bool = False,
+        unmerge_lora_to_base: bool = False,
+        export_huggingface_format: bool = False,
+        export_float16: bool = False,
+        full_group_sparse_model_dir: str | Path | None = None,
+        compressed_model_dir: str | Path | None = None,
+        save_full_group_sparse_model: bool = True,
+        ckpt_format: str = "torch",
+        verify: bool = True,
+    ) -> Subnet:
+        """Cut the units that are at zero out of a copy of the model, and check that nothing changed.
+
+        Where the cut of a group changes the function, the group is excluded (its units stay in, at zero), the
+        subnet is built again without it, and the report names it.
+
+        Args:
+            out_dir: where to write whole-module files for ``torch.load(..., weights_only=False)``; None writes
+                nothing. ``Subnet.save`` is the safe format.
+            full_group_sparse_model_dir, compressed_model_dir: other places for either file.
+            save_full_group_sparse_model: whether to write the full model as well.
+            ckpt_format: only ``"torch"``.
+            verify: compare the subnet with the full model in float64; skip it only where that cannot fit.
+
+        Raises:
+            VerificationError: no unit can be cut exactly.
+        """
+        refused = {
+            "merge_lora_to_base": (merge_lora_to_base, "merge the adapters into the model before OTO(...) sees it"),
+            "unmerge_lora_to_base": (unmerge_lora_to_base, "unmerge the adapters before OTO(...) sees the model"),
+            "export_huggingface_format": (export_huggingface_format, "use subnet.save(dir) and load(dir, build)"),
+            "export_float16": (export_float16, "call subnet.model.half() on the result"),
+        }
+        for name, (value, way_out) in refused.items():
+            if value:
+                raise ConfigurationError(f"{name}=True is not implemented: {way_out}")
+        if ckpt_format != "torch":
+            raise ConfigurationError(
+                f"ckpt_format={ckpt_format!r}: only 'torch' is written here; for safetensors use subnet.save(dir), "
+                "for ONNX torch.onnx.export(subnet.model, ...)"
+            )
+        for folder in (out_dir, full_group_sparse_model_dir, compressed_model_dir):
+            if folder is not None and not isinstance(folder, (str, Path)):
+                raise ConfigurationError(f"{folder!r} is no folder: give a path, or None to write nothing")
+        subnet = self._build(verify)
+        self._write_reference_files(
+            subnet.model,
+            full_group_sparse_model_dir or out_dir if save_full_group_sparse_model else None,
+            compressed_model_dir or out_dir,
+        )
+        return subnet
+
+    def compress(self, out_dir: str | Path | None = None, **options: Any) -> Subnet:
+        """The earlier name of :meth:`construct_subnet`."""
+        return self.construct_subnet(out_dir, **options)
+
+    def _build(self, verify: bool) -> Subnet:
+        removed: dict[str, list[int]] = {n: [int(u) for u in units] for n, units in self._zero_units().items()}
+        attempt = _Attempt(self.model, self.groups, self.inputs, removed, verify, self.strict_out_nodes)
+        wanted = [name for name, units in removed.items() if units]
+        kept, excluded = attempt.largest_exact(wanted, [])
+        if wanted and not kept:
+            attempt.largest_exact([], [])  # when even the uncut copy differs, say that instead
+            reasons = "; ".join(f"{name}: {attempt.reasons[name]}" for name in excluded)
+            raise VerificationError(f"no group can be cut without changing what the model computes: {reasons}")
+        model, record, verification = attempt.built(kept)
+        cut = {name: from_runs(runs).tolist() for name, runs in record.removed.items()}  # one unit always stays
+        report = build_report(
+            self.model,
+            model,
+            self.groups,
+            cut,
+            flops_before=count_flops(self.model, self.inputs),
+            flops_after=count_flops(model, self.inputs),
+        )
+        for name in excluded:
+            logger.warning("group %s stays in the subnet: %s", name, attempt.reasons[name])
+        return Subnet(
+            model, replace(report, excluded={n: attempt.reasons[n] for n in excluded}, **verification), record
+        )
+
+    def _zero_units(self) -> dict[str, Any]:
+        return {name: units for name, units in zero_units(self.model, self.groups).items() if len(units)}
+
+    def _write_reference_files(
+        self, compressed: nn.Module, full_dir: str | Path | None, compressed_dir: str | Path | None
+    ) -> None:
+        """Whole-module files under the names that earlier scripts read back from the two path attributes."""
+        name = type(self.model).__name__
+        if full_dir is not None:
+            path = Path(full_dir) / f"{name}_full_group_sparse.pt"
+            checkpoint.save_reference_format(self.model, path)
+            self.full_group_sparse_model_path = str(path)
+        if compressed_dir is not None:
+            path = Path(compressed_dir) / f"{name}_compressed.pt"
+            checkpoint.save_reference_format(compressed, path)
+            self.compressed_model_path = str(path)
+
+    # -- numbers and pictures ----------------------------------------------------------------------------------
+
+    def compute_flops(self, in_million: bool = True, in_billion: bool = False) -> dict[str, Any]:
+        """FLOPs (2 per multiply-accumulate) on the example inputs: total, by module and by producing group."""
+        scale = 1e9 if in_billion else 1e6 if in_million else 1
+        count = count_flops(self.model, self.inputs)
+        by_groups = {}
+        for group in self.groups:
+            producers = {s.param.rpartition(".")[0] for s in group.with_role(Role.ZERO, Role.FOLLOW)}
+            by_groups[group.name] = sum(count.by_module.get(p, 0) for p in producers) / scale
+        by_nodes = {path: flops / scale for path, flops in count.by_module.items()}
+        return {"total": count.total / scale, "by_nodes": by_nodes, "by_node_groups": by_groups}
+
+    def compute_num_params(self, in_million: bool = True, in_billion: bool = False) -> float:
+        """Number of parameters, a tied one counted once."""
+        return count_parameters(self.model) / (1e9 if in_billion else 1e6 if in_million else 1)
+
+    def visualize(
+        self,
+        out_dir: str | Path | None = None,
+        view: bool = False,
+        vertical: bool = True,
+        by_node_groups: bool = True,
+        display_params: bool = False,
+    ) -> Path:
+        """Draw the groups as SVG into ``out_dir`` (default: the working directory); returns the file's path."""
+        directory = Path("." if out_dir is None else out_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        name = type(self.model).__name__
+        path = directory / f"{name}_groups.svg"
+        picture = draw_groups(
+            self.groups,
+            title=f"Pruning groups of {name}",
+            removed=self._zero_units(),
+            vertical=vertical,
+            by_node_groups=by_node_groups,
+            display_params=display_params,
+        )
+        path.write_text(picture, encoding="utf-8")
+        if view:
+            webbrowser.open(path.resolve().as_uri())
+        return path
+
+
+class _Attempt:
+    """Tries sets of groups: build the subnet with only these cut, and verify it.
+
+    ``reasons`` says of each group that failed alone, or on top of those that passed, how.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: GroupList,
+        inputs: Any,
+        removed: dict[str, list[int]],
+        verify: bool,
+        other_outputs_may_shrink: bool = False,
+    ) -> None:
+        self.model, self.groups, self.inputs, self.removed, self.verify = model, groups, inputs, removed, verify
+        self.other_outputs_may_shrink = other_outputs_may_shrink
+        self.reasons: dict[str, str] = {}
+        self._last: tuple[list[str], tuple[nn.Module, SurgeryRecord, dict[str, Any]]] | None = None
+
+    def built(self, names: list[str]) -> tuple[nn.Module, SurgeryRecord, dict[str, Any]]:
+        """Subnet, record and the report's fields about its verification; raises if it is not exact."""
+        if self._last is not None and self._last[0] == names:
+            return self._last[1]
+        model, record = construct_subnet(self.model, self.groups, {n: self.removed[n] for n in names})
+        facts: dict[str, Any] = {}
+        if self.verify:
+            result: Verification = verify_subnet(
+                self.model, model, self.inputs, ignore_shape_mismatch=self.other_outputs_may_shrink
+            )
+            facts = {"verified_difference": float(result.max_relative_difference), "verification": str(result)}
+        self._last = (names, (model, record, facts))
+        return model, record, facts
+
+    def _failure(self, names: list[str]) -> str | None:
+        try:
+            self.built(names)
+        except SurgeryError as error:
+            return str(error)
+        except OTOError:  # a wrong argument, or a full model that does not run: no group is to blame
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+            # A wrong cut shows as anything a forward pass can raise (shapes that no longer fit, a model's own check).
+            return f"the subnet does not run: {type(error).__name__}: {error}"
+        return None
+
+    def largest_exact(self, names: list[str], good: list[str]) -> tuple[list[str], list[str]]:
+        """Split ``names`` into (good plus those that can be cut on top of it, those that cannot), by halving.
+
+        One construction when all is well, about two times log2(n) for each group that has to go.
+        """
+        failure = self._failure([*good, *names])
+        if failure is None:
+            return [*good, *names], []
+        if not names:
+            raise VerificationError(f"not even an uncut copy computes what the model computes: {failure}")
+        if len(names) == 1:
+            self.reasons[names[0]] = failure
+            return good, names
+        half = len(names) // 2
+        good, bad = self.largest_exact(names[:half], good)
+        good, worse = self.largest_exact(names[half:], good)
+        return good, [*bad, *worse]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigurationError(f"skip_patterns: {pattern!r} is no regular expression: {error}") from error
+
+
+def _name_list(names: str | Sequence[str]) -> list[str]:
+    """A lone string is one name, not a sequence of letters."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+__all__ = ["OTO", "Subnet"]
