@@ -84,10 +84,11 @@ class OTO:
         model: any module that runs on ``dummy_input``; never changed, except by what says so.
         dummy_input: a tensor, a tuple (positional) or a dict (keyword arguments).
         compress_mode: only ``"prune"``.
-        skip_patterns: regular expressions; groups that touch a parameter whose name one of them finds are frozen.
-        strict_out_nodes: only the model's first output has to keep its width, as for a base model whose other
-            outputs nobody reads.
-        wide: also offer the widths of normalized streams.
+        skip_patterns: chains of operators, ``"mul->softmax"``, whose dims are left alone; anything without an arrow
+            is a regular expression, and groups that touch a parameter whose name it finds are frozen.
+        strict_out_nodes: only outputs that no operator reads again have to keep their width, as for a model that
+            also returns hidden states or key-value caches.
+        wide: also offer the widths of normalized residual streams and the positions inside attention heads.
     """
 
     def __init__(
@@ -128,8 +129,19 @@ class OTO:
         self.inputs = dummy_input
         self.strict_out_nodes = strict_out_nodes
         patterns = (skip_patterns,) if isinstance(skip_patterns, str) else tuple(skip_patterns or ())
-        self._skip_patterns = tuple(_compiled(pattern) for pattern in patterns)
+        self._skip_patterns = tuple(_compiled(pattern) for pattern in patterns if "->" not in pattern)
         self.graph: Graph = trace(model, dummy_input)
+        self._skipped_nodes: set[int] = set()
+        for pattern in patterns:
+            if "->" in pattern:
+                chain = [name.strip() for name in pattern.split("->")]
+                found = self.graph.chains(chain)
+                if not found:
+                    raise ConfigurationError(
+                        f"skip_patterns: no {' -> '.join(chain)} in this model; its operators are "
+                        f"{', '.join(sorted(self.graph.operators()))}"
+                    )
+                self._skipped_nodes |= found
         self._groups: GroupList | None = None
 
     def partition_pzigs(self) -> GroupList:
@@ -140,6 +152,7 @@ class OTO:
             wide=self.wide,
             strict_outputs=self.strict_out_nodes,
             skip_operators=self._skipped_operators,
+            skip_nodes=self._skipped_nodes,
         )
         self._groups = GroupList([self._with_user_freezes(group) for group in found])
         self.set_trainable()

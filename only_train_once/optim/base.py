@@ -340,6 +340,16 @@ class AttachedOptimizer(Optimizer):
         method = self._method
         if entries:
             _check_entry(entries[0], method)
+        # One to one, or the base optimizer refuses below.
+        keys = chain.from_iterable(g["params"] for g in clean["param_groups"])
+        own = chain.from_iterable(g["params"] for g in self.param_groups)
+        key_of = {id(p): key for key, p in zip(keys, own, strict=False)}
+        trained = {name: key_of.get(id(t)) for name, t in method.tensors.items() if name in method.trained}
+        sums = {name: saved_sums[key] for name, key in trained.items() if key in saved_sums}
+        for name, value in sums.items():
+            if not isinstance(value, Tensor) or value.shape != method.tensors[name].shape:
+                shape = tuple(method.tensors[name].shape)
+                raise damaged(f"{SUM_ENTRY} of {name}", getattr(value, "shape", value), f"a tensor of shape {shape}")
         try:
             super().load_state_dict(clean)  # changes nothing before its checks are over
         except ValueError as error:
@@ -355,14 +365,6 @@ class AttachedOptimizer(Optimizer):
                 method.step,
             )
             return
-        keys = chain.from_iterable(g["params"] for g in clean["param_groups"])
-        own = chain.from_iterable(g["params"] for g in self.param_groups)
-        key_of = {id(p): key for key, p in zip(keys, own, strict=True)}
-        sums = {
-            name: saved_sums[key_of[id(t)]]
-            for name, t in method.tensors.items()
-            if name in method.trained and key_of[id(t)] in saved_sums
-        }
         method.step = int(entries[0]["step"])
         method.load_state(entries[0], sums)
 

@@ -1,0 +1,163 @@
+"""How a model is called: the three forms of example inputs, fresh ones like them, and a run in float64.
+
+Inputs are a tensor, a tuple (positional arguments) or a dictionary (keyword arguments).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .errors import ConfigurationError
+
+Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
+
+_LOW = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def validate_inputs(inputs: object) -> None:
+    """Raise ``ConfigurationError`` unless ``inputs`` has one of the three forms and is not empty."""
+    way_out = "give a tensor, a tuple of positional arguments or a dict of keyword arguments"
+    if inputs is None:
+        raise ConfigurationError(f"example inputs are None; {way_out}")
+    if not isinstance(inputs, (Tensor, tuple, Mapping)):
+        raise ConfigurationError(f"example inputs are a {type(inputs).__name__}; {way_out}")
+    if not isinstance(inputs, Tensor) and len(inputs) == 0:
+        raise ConfigurationError(f"example inputs are an empty {type(inputs).__name__}; {way_out}")
+    if isinstance(inputs, Mapping):
+        strange = [key for key in inputs if not isinstance(key, str)]
+        if strange:
+            raise ConfigurationError(f"keyword arguments need names, {strange[0]!r} is none; {way_out}")
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """The tensors of ``inputs`` in order, at any depth; raises ``ConfigurationError`` when there is none."""
+    validate_inputs(inputs)
+    plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    tensors = [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise ConfigurationError(
+            f"example inputs (a {type(inputs).__name__} of {len(inputs)}) hold no tensor; give what the forward "
+            "takes: a tensor, a tuple of positional arguments or a dict of keyword arguments"
+        )
+    return tensors
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Call ``model`` with ``inputs``.
+
+    A tuple is only positional, whatever its last entry is: a trailing dictionary is one more argument.
+    """
+    validate_inputs(inputs)
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(**inputs)
+
+
+def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
+    """``function`` on every leaf of ``inputs``, at any depth of tuples, lists and dictionaries."""
+    validate_inputs(inputs)
+    # A mapping that is no dict (a tokenizer's result) would be one opaque leaf.
+    plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    mapped: Inputs = tree_map(function, plain)
+    return mapped
+
+
+def clone_inputs(inputs: Inputs) -> Inputs:
+    """A copy of ``inputs`` that a model may write to."""
+    return map_inputs(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), inputs)
+
+
+def cast_inputs(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """``inputs`` with every floating tensor in ``dtype``."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return map_inputs(cast, inputs)
+
+
+def fresh_inputs(inputs: Inputs, seed: int = 0) -> Inputs:
+    """Other values in the shapes of ``inputs``, the same ones for the same seed.
+
+    Floats are normal with the example's mean and standard deviation (1 when the example is constant), integers
+    are uniform between the example's smallest and largest; booleans, floats that are not all finite (masks) and
+    whatever is no tensor stay. The global random state is not used.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def fresh(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return copy.deepcopy(leaf)
+        value = leaf.detach()
+        if value.numel() == 0 or value.dtype is torch.bool or value.device.type == "meta":
+            return value.clone()
+        if value.is_complex():
+            value = torch.view_as_real(value)
+            return torch.view_as_complex(_normal_like(value, generator).contiguous())
+        if value.is_floating_point():
+            return _normal_like(value, generator)
+        low, high = int(value.min()), int(value.max())
+        drawn = torch.randint(low, high + 1, tuple(value.shape), generator=generator, dtype=torch.int64)
+        return drawn.to(value.device, value.dtype)
+
+    return map_inputs(fresh, inputs)
+
+
+def _normal_like(value: Tensor, generator: torch.Generator) -> Tensor:
+    wide = value.double()
+    if not bool(torch.isfinite(wide).all()):
+        return value.clone()
+    std = float(wide.std(correction=0)) or 1.0
+    drawn = torch.randn(tuple(value.shape), generator=generator, dtype=torch.float64) * std + float(wide.mean())
+    return drawn.to(value.device, value.dtype)
+
+
+class _Float64Mode(TorchDispatchMode):
+    """Turns every cast to, and every result in, a lower precision into float64.
+
+    A model in float64 still computes part of itself in float32 when its forward says ``.to(torch.float32)``,
+    ``softmax(..., dtype=torch.float32)`` or ``torch.arange(..., dtype=torch.float32)``.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.view.dtype:  # reinterprets bits: float32 means float32
+            return func(*args, **kwargs)
+        arguments = func._schema.arguments
+        aliases = any(a.alias_info is not None for a in arguments)
+        # What is viewed or written has to stay the same tensor; everything else may be a wider copy of itself.
+        kept = {a.name for a in arguments if a.alias_info is not None}
+        args = tuple(_widen(value, arguments[i].name not in kept) for i, value in enumerate(args))
+        kwargs = {name: _widen(value, name not in kept) for name, value in kwargs.items()}
+        result = func(*args, **kwargs)
+        return result if aliases else _widen(result, True)
+
+
+def _widen(value: Any, tensors: bool) -> Any:
+    def widen(leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype):
+            return torch.float64 if leaf in _LOW else leaf
+        if tensors and isinstance(leaf, Tensor) and leaf.dtype in _LOW:
+            return leaf.double()
+        return leaf
+
+    return tree_map(widen, value)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Inside, what runs on float64 tensors stays in float64, whatever dtypes its code names."""
+    with _Float64Mode():
+        yield

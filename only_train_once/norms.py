@@ -1,0 +1,161 @@
+"""Normalizations that remember how wide they were before surgery.
+
+[Note: full width]
+A norm over N channels of which n are left must go on dividing by N, because the removed channels were zeros
+that the full network counted. With the ratio r = n / N and mean m and (biased) variance v of the n kept values,
+the statistics of the N values (N - n of them 0) are
+
+    mean          M = r m
+    variance      V = r (v + (1 - r) m²)          from  V = (Σ(x - M)² + (N - n) M²) / N
+    mean square   Q = r q                          q the mean square of the n kept values
+
+so one pass over the kept values is enough, and r is the only number to remember. The same holds inside every
+norm group of a group norm, with the channels of one norm group in place of all channels.
+
+Each class is a subclass of torch's own, so that code that looks for a ``nn.LayerNorm`` still finds it, and each
+reads nothing at run time but its tensors and a few numbers: it pickles, exports and compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Half precision statistics are taken in float32, as torch's own kernels do."""
+    return x.float() if x.dtype in _HALF else x
+
+
+def _along(weight: Tensor, dim: int, ndim: int) -> Tensor:
+    """``weight`` (n,) shaped to broadcast over dim ``dim`` of a tensor with ``ndim`` dims."""
+    trailing = -dim - 1 if dim < 0 else ndim - dim - 1
+    return weight.reshape(-1, *([1] * trailing))
+
+
+class FullWidthLayerNorm(nn.LayerNorm):
+    """A layer norm over n channels with the mean and the variance of ``full_width``, see [Note: full width].
+
+    Example::
+
+        >>> norm = FullWidthLayerNorm(6, full_width=8)
+        >>> norm(torch.zeros(2, 6)).shape
+        torch.Size([2, 6])
+
+    Attributes:
+        full_width: N, the number of channels before surgery.
+        dim: position of the channels in the input, -1 or for a channel-first norm 1; when ``normalized_shape``
+            has several entries it is negative and says which of them was cut.
+    """
+
+    full_width: int
+    dim: int
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        full_width: int,
+        dim: int = -1,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, bias)
+        self.full_width = full_width
+        self.dim = dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        several = len(self.normalized_shape) > 1
+        dims = tuple(range(-len(self.normalized_shape), 0)) if several else (self.dim,)
+        ratio = self.normalized_shape[self.dim if several else 0] / self.full_width
+        x = _widen(input)
+        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        variance = ratio * (variance + (1 - ratio) * mean.square())
+        out = (x - ratio * mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            out = out * (self.weight if several else _along(self.weight, self.dim, x.ndim))
+        if self.bias is not None:
+            out = out + (self.bias if several else _along(self.bias, self.dim, x.ndim))
+        return out.to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}"
+
+
+class FullWidthRMSNorm(nn.RMSNorm):
+    """A RMS norm over n channels with the mean square of ``full_width``, see [Note: full width].
+
+    Attributes:
+        full_width: N, the number of channels before surgery.
+        dim: position of the channels in the input.
+        offset: what is added to the weight before it multiplies: 0, or 1 for norms that store ``weight - 1``.
+    """
+
+    full_width: int
+    dim: int
+    offset: int
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        full_width: int,
+        dim: int = -1,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        offset: int = 0,
+    ) -> None:
+        super().__init__([normalized_shape], eps, elementwise_affine)
+        self.full_width = full_width
+        self.dim = dim
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        ratio = self.normalized_shape[0] / self.full_width
+        wide = _widen(x)
+        # Without an eps torch takes that of the precision it computes in, so it has to be looked up here as well.
+        eps = torch.finfo(wide.dtype).eps if self.eps is None else self.eps
+        out = wide * torch.rsqrt(ratio * wide.square().mean(self.dim, keepdim=True) + eps)
+        if self.weight is not None:
+            weight = self.weight + self.offset if self.offset else self.weight
+            out = out * _along(weight, self.dim, x.ndim)
+        return out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}, offset={self.offset}"
+
+
+class FullWidthGroupNorm(nn.GroupNorm):
+    """A group norm that lost the same number of channels in every norm group, see [Note: full width].
+
+    Attributes:
+        full_width: channels per norm group before surgery (not the channels of the whole input).
+    """
+
+    full_width: int
+
+    def __init__(
+        self, num_groups: int, num_channels: int, full_width: int, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine)
+        self.full_width = full_width
+
+    def forward(self, input: Tensor) -> Tensor:
+        ratio = self.num_channels / self.num_groups / self.full_width
+        # (batch, norm groups, channels per norm group * space): each removed channel is a zero at every position
+        x = _widen(input).reshape(input.shape[0], self.num_groups, -1)
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        variance = ratio * (variance + (1 - ratio) * mean.square())
+        out = ((x - ratio * mean) * torch.rsqrt(variance + self.eps)).reshape(input.shape)
+        if self.weight is not None:
+            out = out * _along(self.weight, 1, input.ndim)
+        if self.bias is not None:
+            out = out + _along(self.bias, 1, input.ndim)
+        return out.to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, full_width={self.full_width}"

@@ -1,0 +1,1009 @@
+"""`construct_subnet`: cut the removed units out of a copy of the model.
+
+[Note: one code path]
+Surgery is two steps. ``plan`` looks at the model and its groups and writes down everything that is to be done
+as a `SurgeryRecord`: which positions of which tensors stay, what attributes become, how norms go on counting the
+full width. ``record.apply`` does it. ``construct_subnet`` is the two in a row on a copy, and loading a saved subnet
+is the second alone on a freshly built model, so a loaded subnet cannot differ from the constructed one.
+
+Sizes are never counted down: what stays of a dim is what no group removed, and ``in_features`` and its like are
+read back from the cut tensors (`_SIZES`).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .errors import CheckpointError, ConfigurationError, SurgeryError
+from .groups import ParamSlice, PruningGroup, Role
+from .inputs import in_float64
+from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+
+logger = logging.getLogger(__name__)
+
+Runs: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Sorted positions as half-open intervals: (0, 3), (5, 6) are 0, 1, 2, 5."""
+
+RECORD_FORMAT = 1
+_NORM_TOLERANCE = 1e-9
+_LARGEST = 2**53  # sizes beyond it are no sizes; JSON readers would also round them
+
+# ----------------------------------------------------------------------------------------------------------------
+# The record
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def to_runs(positions: Iterable[int]) -> Runs:
+    """Positions as sorted half-open intervals.
+
+    Example::
+
+        >>> to_runs([0, 1, 2, 5])
+        ((0, 3), (5, 6))
+    """
+    index = np.unique(np.fromiter(positions, dtype=np.int64))
+    if not len(index):
+        return ()
+    breaks = np.flatnonzero(np.diff(index) != 1)
+    starts, stops = index[np.r_[0, breaks + 1]], index[np.r_[breaks, len(index) - 1]] + 1
+    return tuple(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def from_runs(runs: Runs) -> NDArray[np.int64]:
+    """The positions of ``to_runs``, sorted."""
+    return np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in runs] or [np.empty(0, np.int64)])
+
+
+def _count(runs: Runs) -> int:
+    return sum(b - a for a, b in runs)
+
+
+@dataclass(frozen=True)
+class TensorCut:
+    """What stays of one parameter or buffer.
+
+    Attributes:
+        shape: in the full model.
+        kept: dim -> positions that stay, for the dims that are cut.
+        aliases: the other names of a tied tensor.
+    """
+
+    shape: tuple[int, ...]
+    kept: Mapping[int, Runs]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def new_shape(self) -> tuple[int, ...]:
+        """Shape in the subnet."""
+        return tuple(_count(self.kept[d]) if d in self.kept else size for d, size in enumerate(self.shape))
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    """An ``int`` of a module before and after."""
+
+    full: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class NormChange:
+    """How a norm goes on computing with the statistics of its full width, see [Note: full width] in ``norms.py``.
+
+    Attributes:
+        kind: a key of `_NORM_CHANGES`.
+        width: channels left (n).
+        full_width: channels counted (N); for group norms per norm group.
+        dim: position of the channels in the norm's input.
+        shape: normalized shape after the cut.
+        num_groups: norm groups after the cut, for group norms.
+        offset: what the class adds to its weight before use (0, or 1 where it stores ``weight - 1``).
+        eps_name: attribute that holds eps, where it has to be read or rewritten.
+        eps: its value after the cut; None keeps what is there.
+    """
+
+    kind: str
+    width: int
+    full_width: int
+    dim: int
+    shape: tuple[int, ...]
+    num_groups: int | None = None
+    offset: int = 0
+    eps_name: str | None = None
+    eps: float | None = None
+
+
+@dataclass(frozen=True)
+class SurgeryRecord:
+    """Everything surgery does to a model, as data; ``apply`` does it.
+
+    Attributes:
+        tensors: first name -> what stays of it; only tensors that are cut.
+        attributes: path -> change.
+        norms: module path -> change.
+        removed: group name -> units removed.
+        sizes: group name -> units the group had.
+        versions: of this library and of torch.
+    """
+
+    tensors: Mapping[str, TensorCut] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeChange] = field(default_factory=dict)
+    norms: Mapping[str, NormChange] = field(default_factory=dict)
+    removed: Mapping[str, Runs] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Perform the surgery on ``model`` itself (meta tensors are cut in shape only) and return it.
+
+        Everything is checked before anything is changed.
+
+        Raises:
+            SurgeryError: ``model`` is not the one the record was made for; names the first difference.
+        """
+        self._check(model)
+        touched = _cut_tensors(model, self.tensors)
+        for path, change in self.attributes.items():
+            owner = _set_attribute(model, path, change.kept)
+            if isinstance(owner, nn.Module):
+                touched.append(owner)
+        for path, norm in self.norms.items():
+            _change_norm(model.get_submodule(path), norm)
+        for module in dict.fromkeys(touched):
+            _read_sizes_back(module)
+        return model
+
+    def _check(self, model: nn.Module) -> None:
+        tensors = named_tensors(model)
+        for name, cut in self.tensors.items():
+            for each in (name, *cut.aliases):
+                if each not in tensors:
+                    raise SurgeryError(f"the record cuts {each!r}, which {type(model).__name__} does not have")
+                if tuple(tensors[each].shape) != cut.shape:
+                    raise SurgeryError(
+                        f"the record cuts {each!r} of shape {list(cut.shape)}, but {type(model).__name__} has it with "
+                        f"shape {list(tensors[each].shape)}: the record belongs to another model"
+                    )
+        for path, change in self.attributes.items():
+            value = _get_attribute(model, path)
+            if value != change.full:
+                raise SurgeryError(
+                    f"the record changes {path!r} from {change.full} to {change.kept}, but {type(model).__name__} has "
+                    f"{value!r} there: the record belongs to another model"
+                )
+        for path in self.norms:
+            try:
+                model.get_submodule(path)
+            except AttributeError as error:
+                raise SurgeryError(f"the record changes the norm {path!r}, which the model does not have") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; ``from_dict`` reads them back."""
+        return {
+            "format": RECORD_FORMAT,
+            "tensors": {
+                name: {
+                    "shape": list(cut.shape),
+                    "kept": {str(dim): [list(run) for run in runs] for dim, runs in cut.kept.items()},
+                    "aliases": list(cut.aliases),
+                }
+                for name, cut in self.tensors.items()
+            },
+            "attributes": {path: [change.full, change.kept] for path, change in self.attributes.items()},
+            "norms": {path: {**vars(norm), "shape": list(norm.shape)} for path, norm in self.norms.items()},
+            "removed": {name: [list(run) for run in runs] for name, runs in self.removed.items()},
+            "sizes": dict(self.sizes),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_dict(cls, data: object) -> SurgeryRecord:
+        """The record that ``to_dict`` wrote.
+
+        Raises:
+            CheckpointError: ``data`` is none; names the entry and the rule it breaks.
+        """
+        top = _typed(data, dict, "record")
+        version = _size(top.get("format"), "record.format", low=1)
+        if version > RECORD_FORMAT:
+            raise CheckpointError(
+                f"the surgery record has format {version}, this library reads up to {RECORD_FORMAT}: update it"
+            )
+        tensors = {}
+        for name, entry in _typed(top.get("tensors"), dict, "record.tensors").items():
+            where = f"record.tensors[{name!r}]"
+            entry = _typed(entry, dict, where)
+            shape = tuple(_size(n, f"{where}.shape") for n in _typed(entry.get("shape"), list, f"{where}.shape"))
+            kept = {}
+            for dim, runs in _typed(entry.get("kept"), dict, f"{where}.kept").items():
+                at = f"{where}.kept[{dim!r}]"
+                if dim not in {str(d) for d in range(len(shape))}:
+                    raise CheckpointError(f"{at}: the tensor has dims 0 to {len(shape) - 1}")
+                kept[int(dim)] = _runs(runs, shape[int(dim)], at)
+            tensors[name] = TensorCut(shape, kept, _names(entry.get("aliases"), f"{where}.aliases"))
+        attributes = {}
+        for path, pair in _typed(top.get("attributes"), dict, "record.attributes").items():
+            where = f"record.attributes[{path!r}]"
+            if not _ATTRIBUTE.fullmatch(path) or any(part.startswith("__") for part in path.split(".")):
+                raise CheckpointError(f"{where} is no path of a public attribute")
+            if len(_typed(pair, list, where)) != 2:
+                raise CheckpointError(f"{where} is {pair!r}; expected [before, after]")
+            full = _size(pair[0], where, low=1)
+            attributes[path] = AttributeChange(full, _size(pair[1], where, low=1, high=full))
+        norms = {
+            path: _norm_change(entry, f"record.norms[{path!r}]")
+            for path, entry in _typed(top.get("norms"), dict, "record.norms").items()
+        }
+        sizes = {
+            name: _size(n, f"record.sizes[{name!r}]") for name, n in _typed(top.get("sizes"), dict, "sizes").items()
+        }
+        removed = {}
+        for name, runs in _typed(top.get("removed"), dict, "record.removed").items():
+            if name not in sizes:
+                raise CheckpointError(f"record.removed[{name!r}]: record.sizes does not know the group")
+            removed[name] = _runs(runs, sizes[name], f"record.removed[{name!r}]")
+        versions = {str(k): str(v) for k, v in _typed(top.get("versions"), dict, "record.versions").items()}
+        return cls(tensors, attributes, norms, removed, sizes, versions)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {_count(runs)} of {self.sizes[name]} units removed" for name, runs in self.removed.items()]
+        lines += [
+            f"{name}: {list(cut.shape)} -> {list(cut.new_shape)}"
+            + (f" (also {', '.join(cut.aliases)})" if cut.aliases else "")
+            for name, cut in self.tensors.items()
+        ]
+        lines += [f"{path}: {change.full} -> {change.kept}" for path, change in self.attributes.items()]
+        lines += [f"{path}: counts {n.full_width} with {n.width} left ({n.kind})" for path, n in self.norms.items()]
+        return "\n".join(lines) or "nothing removed"
+
+
+def _typed(value: object, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{where} is a {type(value).__name__}, expected a {kind.__name__}: damaged or foreign")
+    return value
+
+
+def _size(value: object, where: str, low: int = 0, high: int = _LARGEST) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise CheckpointError(f"{where} holds {value!r}, expected an integer from {low} to {high}")
+    return value
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    return tuple(_typed(name, str, where) for name in _typed(value, list, where))
+
+
+def _runs(value: object, size: int, where: str) -> Runs:
+    """Intervals inside ``range(size)``, sorted and apart; no array is made before they are known to fit."""
+    out: list[tuple[int, int]] = []
+    end = 0
+    for run in _typed(value, list, where):
+        if not isinstance(run, list) or len(run) != 2:
+            raise CheckpointError(f"{where} holds {run!r}, expected [start, stop]")
+        start, stop = _size(run[0], where), _size(run[1], where)
+        if not end <= start < stop:
+            raise CheckpointError(f"{where}: the run {run} overlaps the one before it, is unsorted or empty")
+        if stop > size:
+            raise CheckpointError(f"{where}: the run {run} is out of range, the size is {size}")
+        out.append((start, stop))
+        end = stop
+    if not out:
+        raise CheckpointError(f"{where} is empty")
+    return tuple(out)
+
+
+def _norm_change(entry: object, where: str) -> NormChange:
+    data = _typed(entry, dict, where)
+    missing = set(NormChange.__dataclass_fields__) ^ set(data)
+    if missing:
+        raise CheckpointError(f"{where}: entries {sorted(missing)} are missing or unknown")
+    if data["kind"] not in _NORM_CHANGES:
+        raise CheckpointError(f"{where}.kind is {data['kind']!r}, expected one of {sorted(_NORM_CHANGES)}")
+    eps, eps_name, groups = data["eps"], data["eps_name"], data["num_groups"]
+    if eps is not None and not (isinstance(eps, float) and math.isfinite(eps) and eps >= 0):
+        raise CheckpointError(f"{where}.eps is {eps!r}, expected a finite number that is not negative")
+    if eps_name is not None and not (isinstance(eps_name, str) and eps_name.isidentifier() and "__" not in eps_name):
+        raise CheckpointError(f"{where}.eps_name is {eps_name!r}, expected an attribute's name")
+    dim = data["dim"]
+    if isinstance(dim, bool) or not isinstance(dim, int) or not -8 <= dim <= 8:
+        raise CheckpointError(f"{where}.dim is {dim!r}, expected a dim")
+    return NormChange(
+        kind=data["kind"],
+        width=_size(data["width"], f"{where}.width", low=1),
+        full_width=_size(data["full_width"], f"{where}.full_width", low=1),
+        dim=dim,
+        shape=tuple(_size(n, f"{where}.shape", low=1) for n in _typed(data["shape"], list, f"{where}.shape")),
+        num_groups=None if groups is None else _size(groups, f"{where}.num_groups", low=1),
+        offset=_size(data["offset"], f"{where}.offset", high=1),
+        eps_name=eps_name,
+        eps=eps,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# From groups to a record
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def construct_subnet(
+    model: nn.Module,
+    groups: Iterable[PruningGroup],
+    removed: Mapping[str, Sequence[int]] | None = None,
+    *,
+    fold_norms: bool = False,
+) -> tuple[nn.Module, SurgeryRecord]:
+    """A smaller copy of ``model`` without the removed units, and what was done to get there.
+
+    ``model`` stays as it is. The subnet computes what ``model`` computes provided that the removed units are at
+    zero there; ``verify_subnet`` tells.
+
+    Args:
+        groups: from ``find_groups``, or written by hand.
+        removed: group name -> units to remove; None removes the prunable units that are at zero. At least one unit
+            of a group stays.
+        fold_norms: rescale weight and eps of RMS norms of the user's own class even where the rescaled weight
+            rounds in its dtype (6e-8 in float32), so that the class stays. By default such a norm becomes a
+            `FullWidthRMSNorm` unless rescaling is exact.
+
+    Raises:
+        ConfigurationError: ``removed`` names a group or a unit that does not exist.
+        SurgeryError: the groups do not fit the model, or a norm cannot be told the full width.
+    """
+    with torch.inference_mode(False):  # or the subnet could never be trained
+        record = plan(model, groups, removed, fold_norms=fold_norms)
+        return record.apply(copy_module(model)), record
+
+
+def zero_units(model: nn.Module, groups: Iterable[PruningGroup]) -> dict[str, NDArray[np.int64]]:
+    """Per prunable group the units whose ``zero`` slices are all exactly 0 (possibly none)."""
+    tensors = named_tensors(model)
+    found = {}
+    for group in groups:
+        if not group.prunable:
+            continue
+        alive = np.zeros(group.size, dtype=bool)
+        slices = group.with_role(Role.ZERO)
+        for s in slices:
+            tensor = _tensor_of(tensors, group, s)
+            if tensor.device.type == "meta":
+                raise SurgeryError(
+                    f"{s.param!r} is on the meta device, so no value of it says which units of group {group.name!r} "
+                    "are at zero; name them in construct_subnet(model, groups, removed)"
+                )
+            others = tuple(d for d in range(tensor.ndim) if d != s.dim)
+            used = tensor.detach() != 0
+            used = used.any(dim=others) if others else used
+            alive |= used.cpu().numpy()[s.index].any(axis=1)
+        found[group.name] = np.flatnonzero(~alive) if slices else np.empty(0, np.int64)
+    return found
+
+
+def plan(
+    model: nn.Module,
+    groups: Iterable[PruningGroup],
+    removed: Mapping[str, Sequence[int]] | None = None,
+    *,
+    fold_norms: bool = False,
+) -> SurgeryRecord:
+    """What removing units does to ``model``, without doing it; arguments as in `construct_subnet`."""
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    listed = list(groups) if isinstance(groups, Iterable) else [groups]
+    for group in listed:
+        if not isinstance(group, PruningGroup):
+            raise ConfigurationError(f"groups hold a {type(group).__name__}, expected what find_groups returns")
+    if removed is not None and not isinstance(removed, Mapping):
+        raise ConfigurationError(
+            f"removed is a {type(removed).__name__}, expected a dict: group name -> units, or None"
+        )
+    by_name = {group.name: group for group in listed}
+    tensors = named_tensors(model)
+    first, aliases = ties(tensors)
+    for group in by_name.values():
+        for s in group.slices:
+            _check_slice(model, tensors, group, s)
+    wanted: Mapping[str, Sequence[int] | NDArray[np.int64]]
+    wanted = zero_units(model, by_name.values()) if removed is None else removed
+    units = {name: _chosen(by_name, name, chosen) for name, chosen in wanted.items()}
+    units = {name: chosen for name, chosen in units.items() if len(chosen)}
+
+    gone = _removed_positions(by_name, units, first)
+    while empty := [key for key, mask in gone.items() if mask.all()]:
+        # Groups that overlap on a dim can empty it together though each keeps a unit.
+        role, name, dim = empty[0]
+        culprit = next(n for n in units if any(_key(s, first) == empty[0] for s in by_name[n].slices))
+        logger.warning("%s: unit %d stays, or %s[%d] would be empty", culprit, units[culprit][0], name, dim)
+        units[culprit] = units[culprit][1:]
+        units = {n: chosen for n, chosen in units.items() if len(chosen)}
+        gone = _removed_positions(by_name, units, first)
+
+    cuts: dict[str, dict[int, Runs]] = {}
+    attributes: dict[str, AttributeChange] = {}
+    norm_sites: dict[str, tuple[int, NDArray[np.bool_]]] = {}
+    for (role, name, dim), mask in gone.items():
+        if role is Role.ATTRIBUTE:
+            attributes[name] = AttributeChange(len(mask), int((~mask).sum()))
+        elif role is Role.NORM:
+            if name in norm_sites:
+                raise SurgeryError(f"norm {name!r}: slices name the dims {norm_sites[name][0]} and {dim} of its input")
+            norm_sites[name] = (dim, ~mask)
+        else:
+            cuts.setdefault(name, {})[dim] = to_runs(np.flatnonzero(~mask))
+    record_tensors = {
+        name: TensorCut(tuple(tensors[name].shape), dict(sorted(kept.items())), aliases[name])
+        for name, kept in cuts.items()
+    }
+    norms = {
+        path: _plan_norm(model, path, dim, kept, record_tensors, fold_norms) for path, (dim, kept) in norm_sites.items()
+    }
+    return SurgeryRecord(
+        tensors=record_tensors,
+        attributes=attributes,
+        norms=norms,
+        removed={name: to_runs(chosen) for name, chosen in units.items()},
+        sizes={name: by_name[name].size for name in units},
+        versions={"only_train_once": _library_version(), "torch": str(torch.__version__)},
+    )
+
+
+_Key: TypeAlias = "tuple[Role, str, int]"
+
+
+def _key(s: ParamSlice, first: Mapping[str, str]) -> _Key:
+    """Slices with the same key cut the same dim of the same thing, whatever their roles as tensors are."""
+    return (Role.ZERO, first[s.param], s.dim) if s.role.is_tensor else (s.role, s.param, s.dim)
+
+
+def _removed_positions(
+    groups: Mapping[str, PruningGroup], units: Mapping[str, NDArray[np.int64]], first: Mapping[str, str]
+) -> dict[_Key, NDArray[np.bool_]]:
+    """(length,) mask of what some group removes, for every dim that loses anything."""
+    gone: dict[_Key, NDArray[np.bool_]] = {}
+    for name, chosen in units.items():
+        for s in groups[name].slices:
+            gone.setdefault(_key(s, first), np.zeros(s.length, dtype=bool))[s.index[chosen].ravel()] = True
+    return gone
+
+
+def _chosen(
+    groups: Mapping[str, PruningGroup], name: str, chosen: Sequence[int] | NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Units to remove from one group, valid, sorted, and never all of them."""
+    if name not in groups:
+        raise ConfigurationError(f"removed names the group {name!r}, which does not exist; known: {list(groups)}")
+    group = groups[name]
+    units = np.unique(_whole_numbers(name, chosen, group.size))
+    if len(units) and (units[0] < 0 or units[-1] >= group.size):
+        raise ConfigurationError(
+            f"removed[{name!r}] names the unit {int(units[0] if units[0] < 0 else units[-1])}, "
+            f"the group has the units 0 to {group.size - 1}"
+        )
+    if len(units) and not group.prunable:
+        raise SurgeryError(f"group {name!r} is frozen ({group.reason}), no unit of it can be removed")
+    if len(units) == group.size and group.size:
+        logger.warning("%s: all %d units are to be removed; unit %d stays", name, group.size, units[0])
+        return units[1:]
+    return units
+
+
+def _whole_numbers(name: str, chosen: Any, size: int) -> NDArray[np.int64]:
+    """Units as given, or an error: a mask or a rounded score would remove the wrong ones without a word."""
+    try:
+        array = np.asarray(chosen)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, or a tensor of another device
+        raise ConfigurationError(f"removed[{name!r}] is {chosen!r:.80}, expected a list of units: {error}") from error
+    if array.ndim == 1 and (array.dtype.kind in "iu" or not array.size):
+        return array.astype(np.int64)
+    way_out = "; give np.flatnonzero(mask) instead of a mask" if array.dtype.kind == "b" else ""
+    raise ConfigurationError(
+        f"removed[{name!r}] is {chosen!r:.80}, expected a list of units, whole numbers from 0 to {size - 1}{way_out}"
+    )
+
+
+def _tensor_of(tensors: Mapping[str, Tensor], group: PruningGroup, s: ParamSlice) -> Tensor:
+    """The tensor of a slice, after checking that the slice fits it."""
+    if s.param not in tensors:
+        raise SurgeryError(f"group {group.name!r} cuts {s.param!r}, which the model does not have")
+    tensor = tensors[s.param]
+    if not 0 <= s.dim < tensor.ndim or tensor.shape[s.dim] != s.length:
+        raise SurgeryError(
+            f"group {group.name!r} expects {s.length} positions in dim {s.dim} of {s.param!r}, "
+            f"which has shape {list(tensor.shape)}: the groups belong to another model"
+        )
+    return tensor
+
+
+def _check_slice(model: nn.Module, tensors: Mapping[str, Tensor], group: PruningGroup, s: ParamSlice) -> None:
+    if s.role.is_tensor:
+        _tensor_of(tensors, group, s)
+    elif s.role is Role.ATTRIBUTE:
+        value = _get_attribute(model, s.param)
+        if value != s.length:
+            raise SurgeryError(f"group {group.name!r} expects {s.param} to be {s.length}, the model has {value!r}")
+    else:
+        try:
+            model.get_submodule(s.param)
+        except AttributeError as error:
+            raise SurgeryError(f"group {group.name!r}: the model has no norm {s.param!r}") from error
+    if s.index.size and (s.index.min() < 0 or s.index.max() >= s.length):
+        raise SurgeryError(f"group {group.name!r}: {s} has positions outside of range({s.length})")
+
+
+def _library_version() -> str:
+    try:
+        return metadata.version("only_train_once")
+    except metadata.PackageNotFoundError:  # a checkout on the path
+        return "unknown"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Tensors
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """``copy.deepcopy``, keeping marks on parameters, also where a weight is computed and kept with its graph."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in (*vars(part).values(), *part._buffers.values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        copied = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise SurgeryError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and the model given has to "
+            "stay as it is; remove from its attributes what copy.deepcopy cannot copy"
+        ) from error
+    for old, new in zip(module.parameters(), copied.parameters(), strict=True):
+        new.__dict__.update(old.__dict__)  # marks that users put on parameters; torch's own copy drops them
+    return copied
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every name of every parameter and buffer, tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def ties(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """name -> first name of the same tensor, and first name -> its other names."""
+    firsts: dict[int, str] = {}
+    first = {name: firsts.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    aliases: dict[str, tuple[str, ...]] = dict.fromkeys(firsts.values(), ())
+    for name, leader in first.items():
+        if name != leader:
+            aliases[leader] = (*aliases[leader], name)
+    return first, aliases
+
+
+def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter or buffer, and its name there."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def replace_tensors(model: nn.Module, new: Mapping[tuple[str, ...], Tensor]) -> None:
+    """Put tensors (as parameters where the old ones are) at all their names, and wherever a module refers to them."""
+    swapped: dict[int, tuple[Tensor, Tensor]] = {}  # the old one is kept alive, so that its id stays its own
+    for names, tensor in new.items():
+        module, leaf = owner_of(model, names[0])
+        old = getattr(module, leaf)
+        if isinstance(old, nn.Parameter):
+            parameter = nn.Parameter(tensor, requires_grad=old.requires_grad)
+            parameter.__dict__.update(old.__dict__)  # marks that users put on parameters
+            tensor = parameter
+        swapped[id(old)] = (old, tensor)
+        for name in names:
+            module, leaf = owner_of(model, name)
+            setattr(module, leaf, tensor)  # setattr, because recurrent modules mirror their weights in it
+    for part in model.modules():
+        for key, value in vars(part).items():
+            if id(value) in swapped:
+                vars(part)[key] = swapped[id(value)][1]
+
+
+def _cut_tensors(model: nn.Module, cuts: Mapping[str, TensorCut]) -> list[nn.Module]:
+    """Replace the tensors by what stays of them; returns the modules that own them."""
+    touched: list[nn.Module] = []
+    new: dict[tuple[str, ...], Tensor] = {}
+    for name, cut in cuts.items():
+        module, leaf = owner_of(model, name)
+        names = (name, *cut.aliases)
+        new[names] = _cut(getattr(module, leaf), cut)
+        for each in names:
+            # A parametrized weight belongs to the module above `parametrizations`.
+            above, found, _ = f".{each}".partition(".parametrizations.")
+            touched.append(model.get_submodule(above[1:] if found else each.rpartition(".")[0]))
+    replace_tensors(model, new)
+    for module in dict.fromkeys(touched):
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):  # the weight is a plain attribute that the hook computes
+                with torch.no_grad():
+                    setattr(module, hook.name, hook.compute_weight(module))
+    return touched
+
+
+def _cut(tensor: Tensor, cut: TensorCut) -> Tensor:
+    out = tensor.detach()
+    for dim, runs in cut.kept.items():
+        if _count(runs) < out.shape[dim]:
+            out = out.index_select(dim, torch.from_numpy(from_runs(runs)).to(out.device))
+    return out.clone(memory_format=layout_of(tensor))
+
+
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """Channels-last if the strides say so exactly (with a size of 1 a tensor can pass for both), else contiguous.
+
+    Kernels are chosen by strides, so results are bit-equal only when these are kept.
+    """
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if layout is not None and (
+        tensor.stride() == torch.empty(tensor.shape, device="meta", memory_format=layout).stride()
+    ):
+        return layout
+    return torch.contiguous_format
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Attributes
+# ----------------------------------------------------------------------------------------------------------------
+
+_ATTRIBUTE = re.compile(r"(?:(?P<path>[^\s.\[\]]+(?:\.[^\s.\[\]]+)*)\.)?(?P<name>[A-Za-z_]\w*)(?:\[(?P<place>\d+)\])?")
+
+
+def _locate(model: nn.Module, path: str) -> tuple[Any, str, int | None]:
+    """Owner, attribute name and place in a sequence that a path like ``"a.b.sizes[1]"`` means."""
+    match = _ATTRIBUTE.fullmatch(path)
+    if match is None:
+        raise SurgeryError(f"{path!r} is no attribute path; expected one like 'attn.num_heads' or 'attn.sizes[1]'")
+    owner: Any = model
+    for part in (match["path"] or "").split("."):
+        if part:
+            if not hasattr(owner, part):
+                raise SurgeryError(f"attribute {path!r}: {type(owner).__name__} has no {part!r}")
+            owner = getattr(owner, part)
+    return owner, match["name"], None if match["place"] is None else int(match["place"])
+
+
+def _get_attribute(model: nn.Module, path: str) -> int:
+    owner, name, place = _locate(model, path)
+    value = getattr(owner, name, None)
+    if place is not None and isinstance(value, (list, tuple)) and place < len(value):
+        value = value[place]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SurgeryError(f"attribute {path!r} of {type(model).__name__} is {value!r}, expected an int")
+    return value
+
+
+def _set_attribute(model: nn.Module, path: str, value: int) -> Any:
+    """Write an int; returns its owner."""
+    owner, name, place = _locate(model, path)
+    new: Any = value
+    if place is not None:
+        old = getattr(owner, name)
+        entries = [*old[:place], value, *old[place + 1 :]]
+        make: Callable[[list[int]], Any] = getattr(type(old), "_make", type(old))  # named tuples take fields
+        new = make(entries)
+    try:
+        setattr(owner, name, new)
+    except AttributeError as error:
+        raise SurgeryError(f"attribute {path!r} cannot be set ({error}); freeze the axis it counts") from error
+    return owner
+
+
+def _conv(m: Any) -> dict[str, Any]:
+    return {"out_channels": m.weight.shape[0], "in_channels": m.weight.shape[1] * m.groups}
+
+
+def _conv_transpose(m: Any) -> dict[str, Any]:
+    return {"in_channels": m.weight.shape[0], "out_channels": m.weight.shape[1] * m.groups}
+
+
+def _num_features(m: Any) -> dict[str, Any]:
+    held = [t for t in (m.weight, m.bias, m.running_mean) if t is not None]
+    return {"num_features": held[0].shape[0]} if held else {}
+
+
+def _normalized(m: Any) -> dict[str, Any]:
+    return {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)}
+
+
+def _embedding(m: Any) -> dict[str, Any]:
+    rows, width = m.weight.shape
+    if m.padding_idx is not None and m.padding_idx >= rows:
+        raise SurgeryError(f"an embedding lost rows and its padding_idx {m.padding_idx} is not among the {rows} left")
+    return {"num_embeddings": rows, "embedding_dim": width}
+
+
+def _attention(m: Any) -> dict[str, Any]:
+    packed = m.in_proj_weight is not None
+    inner = m.in_proj_weight.shape[0] // 3 if packed else m.q_proj_weight.shape[0]
+    outer = m.in_proj_weight.shape[1] if packed else m.q_proj_weight.shape[1]
+    out_rows, out_columns = m.out_proj.weight.shape
+    if len({inner, outer, out_rows, out_columns}) != 1 or inner % m.num_heads:
+        raise SurgeryError(
+            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for everything, but "
+            f"after the cut its projections have {inner} inner, {outer} input, {out_columns} -> {out_rows} output "
+            "channels; freeze its heads or cut all of them alike"
+        )
+    return {
+        "embed_dim": inner,
+        "kdim": outer if packed else m.k_proj_weight.shape[1],
+        "vdim": outer if packed else m.v_proj_weight.shape[1],
+        "head_dim": inner // m.num_heads,
+    }
+
+
+_SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
+    (nn.Linear, lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
+    (
+        nn.Bilinear,
+        lambda m: dict(zip(("out_features", "in1_features", "in2_features"), m.weight.shape, strict=True)),
+    ),
+    (nn.modules.conv._ConvTransposeNd, _conv_transpose),
+    (nn.modules.conv._ConvNd, _conv),
+    (nn.modules.batchnorm._NormBase, _num_features),
+    (nn.GroupNorm, lambda m: {} if m.weight is None else {"num_channels": m.weight.shape[0]}),
+    (nn.LayerNorm, _normalized),
+    (nn.RMSNorm, _normalized),
+    (nn.Embedding, _embedding),
+    (nn.EmbeddingBag, _embedding),
+    (nn.PReLU, lambda m: {"num_parameters": m.weight.numel()}),
+    (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, lambda m: {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_hh_l0.shape[1]}),
+    ("Conv1D", lambda m: dict(zip(("nx", "nf"), m.weight.shape, strict=True))),  # transformers' transposed linear
+)
+"""Module type (or the name of a class that need not be importable) -> attributes as its tensors give them."""
+
+
+def _read_sizes_back(module: nn.Module) -> None:
+    names = {base.__name__ for base in type(module).__mro__}
+    for kind, read in _SIZES:
+        if kind in names if isinstance(kind, str) else isinstance(module, kind):
+            with torch.no_grad():
+                sizes = read(module)
+            for name, value in sizes.items():
+                # A subclass may compute a size as a property; what it has no room for it does not read either.
+                if name in vars(module):
+                    setattr(module, name, value)
+            return
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Norms
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _to_layer_norm(module: Any, norm: NormChange) -> None:
+    _become(module, FullWidthLayerNorm, norm, normalized_shape=norm.shape, dim=norm.dim)
+
+
+def _to_rms_norm(module: Any, norm: NormChange) -> None:
+    _become(module, FullWidthRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
+
+
+def _to_group_norm(module: Any, norm: NormChange) -> None:
+    _become(module, FullWidthGroupNorm, norm, num_channels=norm.width, num_groups=norm.num_groups)
+
+
+def _fewer_norm_groups(module: Any, norm: NormChange) -> None:
+    module.num_channels, module.num_groups = norm.width, norm.num_groups
+
+
+def _rescale(module: Any, norm: NormChange) -> None:
+    """w x / √(S/N + ε) = (w √(N/n)) x / √(S/n + ε N/n), for S the sum of squares over the n kept channels."""
+    weight = module.weight
+    with torch.no_grad():
+        if weight.device.type != "meta":
+            weight.copy_(_rescaled(weight, norm.offset, norm.full_width / norm.width))
+    setattr(module, str(norm.eps_name), norm.eps)
+
+
+def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attributes: Any) -> None:
+    """Change the class in place: hooks, parameters, mode and every reference to the module stay as they are."""
+    state = vars(module)
+    # What a class of the user's own calls otherwise.
+    attributes |= {"full_width": norm.full_width, "eps": _eps(module, norm.eps_name)}
+    if not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+        attributes["elementwise_affine"] = getattr(module, "weight", None) is not None
+        for name in ("weight", "bias"):
+            if getattr(module, name, None) is None:
+                module.register_parameter(name, None)
+    module.__class__ = kind
+    state.update(attributes)
+
+
+def _eps(module: nn.Module, name: str | None) -> float | None:
+    value: float | None = None if name is None else getattr(module, name)
+    return value
+
+
+def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
+    return (weight.detach().double() + offset) * math.sqrt(ratio) - offset
+
+
+_NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
+    "layer": _to_layer_norm,
+    "rms": _to_rms_norm,
+    "rescale": _rescale,
+    "group": _to_group_norm,
+    "whole groups": _fewer_norm_groups,
+}
+
+
+def _change_norm(module: nn.Module, norm: NormChange) -> None:
+    _NORM_CHANGES[norm.kind](module, norm)
+
+
+def _plan_norm(
+    model: nn.Module,
+    path: str,
+    dim: int,
+    kept: NDArray[np.bool_],
+    cuts: Mapping[str, TensorCut],
+    fold: bool,
+) -> NormChange:
+    """The first change that makes the cut norm compute, in float64, what the full one does."""
+    module = model.get_submodule(path)
+    prefix = f"{path}." if path else ""
+    own = {
+        name.removeprefix(prefix): TensorCut(cut.shape, cut.kept)
+        for first, cut in cuts.items()
+        for name in (first, *cut.aliases)
+        if name.startswith(prefix)
+    }
+    candidates = _norm_candidates(module, path, dim, kept, fold)
+    if any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
+        logger.warning("norm %s: its tensors are on the meta device, the cut is not checked", path)
+        return candidates[0]
+    for candidate in candidates:
+        if _norm_holds(module, candidate, dim, kept, own):
+            return candidate
+    raise SurgeryError(
+        f"norm {path!r} ({type(module).__name__}) with {int(kept.sum())} of {len(kept)} channels left cannot be made "
+        f"to compute what it computes in full; tried {[(c.kind, c.offset) for c in candidates]}. Mark its width "
+        "unprunable."
+    )
+
+
+def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], fold: bool) -> list[NormChange]:
+    """Ways to try, the likeliest first."""
+    width, full = int(kept.sum()), len(kept)
+    remembered = getattr(module, "full_width", None)  # cut before
+    eps_name = _eps_name(module)
+    if isinstance(module, nn.GroupNorm):
+        counts = kept.reshape(module.num_groups, -1).sum(axis=1)
+        counts = counts[counts > 0]
+        if len(set(counts.tolist())) != 1:
+            raise SurgeryError(
+                f"group norm {path!r} would keep {counts.tolist()} channels in its norm groups; every norm group has "
+                "to keep the same number, or leave as a whole"
+            )
+        per_group = remembered or full // module.num_groups
+        kind = "whole groups" if counts[0] * module.num_groups == full else "group"
+        return [NormChange(kind, width, per_group, 1, (width,), num_groups=len(counts), eps_name=eps_name)]
+
+    shape = list(getattr(module, "normalized_shape", (full,)))
+    shape[dim if len(shape) > 1 else 0] = width
+    layer = NormChange("layer", width, remembered or full, dim, tuple(shape), eps_name=eps_name)
+    rms = [
+        NormChange("rms", width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        for offset in ((module.offset,) if isinstance(module, FullWidthRMSNorm) else (0, 1))
+    ]
+    folded = []
+    weight, eps = getattr(module, "weight", None), _eps(module, eps_name)
+    if isinstance(weight, Tensor) and weight.shape == (full,) and isinstance(eps, float) and remembered is None:
+        folded = [
+            NormChange("rescale", width, full, dim, (width,), None, offset, eps_name, eps * full / width)
+            for offset in (0, 1)
+            if fold or _exact_in_dtype(weight, offset, full / width)
+        ]
+    if isinstance(module, nn.LayerNorm):
+        return [layer, *rms]
+    return [*folded, *rms] if isinstance(module, nn.RMSNorm) else [*folded, *rms, layer]
+
+
+def _exact_in_dtype(weight: Tensor, offset: int, ratio: float) -> bool:
+    """Whether the rescaled weight survives its dtype: float64, or a ratio whose root is a power of two."""
+    if weight.device.type == "meta":
+        return weight.dtype is torch.float64
+    exact = _rescaled(weight, offset, ratio)
+    error = (exact.to(weight.dtype).double() - exact).abs().max()
+    return bool(error <= 1e-13 * (exact + offset).abs().max())
+
+
+def _eps_name(module: nn.Module) -> str | None:
+    """The attribute that holds a norm's eps: by its usual names, or the only small float there is."""
+    state = vars(module)
+    for name in ("eps", "variance_epsilon", "norm_eps", "epsilon", "layer_norm_eps"):
+        if name in state:
+            return name
+    small = [name for name, value in state.items() if isinstance(value, float) and 0 < value < 0.1]
+    return small[0] if len(small) == 1 else None
+
+
+def _norm_holds(
+    module: nn.Module, change: NormChange, dim: int, kept: NDArray[np.bool_], cuts: Mapping[str, TensorCut]
+) -> bool:
+    """Whether full and cut norm agree where channels are left, on random values, zeros where they are removed.
+
+    Weights are random too: ones or zeros would hide whether a class multiplies by w or by 1 + w.
+    """
+    generator = torch.Generator().manual_seed(0)
+    full = copy_module(module).cpu().double().eval()
+    for part in full.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    with torch.no_grad():
+        for parameter in full.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 0.5)
+    try:
+        cut = copy_module(full)
+        touched = _cut_tensors(cut, cuts)
+        _change_norm(cut, change)
+        for owner in touched:
+            _read_sizes_back(owner)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        logger.debug("norm change %s does not apply: %s", change, error)
+        return False
+    positions = torch.from_numpy(np.flatnonzero(kept))
+    for shape in _norm_inputs(module, dim, len(kept)):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
+        mask = torch.zeros(len(kept), dtype=torch.float64).index_fill_(0, positions, 1.0)
+        x = x * mask.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
+        results = []
+        for scale in (1.0, 1e-3):  # the small one shows a wrong eps
+            small = (x * scale).index_select(dim, positions)
+            try:
+                with torch.no_grad(), in_float64():
+                    expected = full(x * scale)
+                    if not isinstance(expected, Tensor) or expected.shape != x.shape:
+                        break
+            except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+                break  # not a shape this norm takes
+            try:
+                with torch.no_grad(), in_float64():
+                    found = cut(small)
+            except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+                logger.debug("norm change %s does not run: %s", change, error)
+                return False
+            expected = expected.index_select(dim, positions)
+            close = found.shape == expected.shape and bool(
+                (found - expected).abs().max() <= _NORM_TOLERANCE * expected.abs().max()
+            )
+            results.append(close)
+        if results:
+            return all(results)
+    return False
+
+
+def _norm_inputs(module: Any, dim: int, width: int) -> list[tuple[int, ...]]:
+    """Input shapes to try; channel-first norms take images most often."""
+    tail = tuple(getattr(module, "normalized_shape", ()))
+    if len(tail) > 1:
+        return [(3, *tail)]
+    ranks = (3, 2, 4, 5) if dim < 0 else (4, 3, 5, 2)
+    sizes = (2, 3, 4, 5, 7)
+    out = []
+    for rank in ranks:
+        if -rank <= dim < rank:
+            shape = list(sizes[:rank])
+            shape[dim] = width
+            out.append(tuple(shape))
+    return out
