@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
+from . import masking
 from .errors import CheckpointError, ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import in_float64
@@ -369,26 +370,15 @@ def construct_subnet(
 
 def zero_units(model: nn.Module, groups: Iterable[PruningGroup]) -> dict[str, NDArray[np.int64]]:
     """Per prunable group the units whose ``zero`` slices are all exactly 0 (possibly none)."""
-    tensors = named_tensors(model)
-    found = {}
-    for group in groups:
-        if not group.prunable:
-            continue
-        alive = np.zeros(group.size, dtype=bool)
-        slices = group.with_role(Role.ZERO)
-        for s in slices:
-            tensor = _tensor_of(tensors, group, s)
-            if tensor.device.type == "meta":
+    tensors, chosen = named_tensors(model), [group for group in groups if group.prunable]
+    for group in chosen:
+        for s in group.with_role(Role.ZERO):
+            if _tensor_of(tensors, group, s).device.type == "meta":
                 raise SurgeryError(
                     f"{s.param!r} is on the meta device, so no value of it says which units of group {group.name!r} "
                     "are at zero; name them in construct_subnet(model, groups, removed)"
                 )
-            others = tuple(d for d in range(tensor.ndim) if d != s.dim)
-            used = tensor.detach() != 0
-            used = used.any(dim=others) if others else used
-            alive |= used.cpu().numpy()[s.index].any(axis=1)
-        found[group.name] = np.flatnonzero(~alive) if slices else np.empty(0, np.int64)
-    return found
+    return masking.zero_units(chosen, tensors)
 
 
 def plan(

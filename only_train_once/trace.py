@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import ConfigurationError, TraceError
+from .errors import TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
-from .inputs import Inputs, call_model, clone_inputs, validate_inputs
+from .inputs import Inputs, call_model, clone_inputs, tensors_of
 from .sizes import SizeInt, SizeLog, expr_of
 
 logger = logging.getLogger(__name__)
@@ -603,22 +603,6 @@ def _no_fast_paths() -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- small helpers
-
-
-def tensors_of(inputs: Any) -> list[Tensor]:
-    """All tensors inside example inputs, in order.
-
-    Raises:
-        ConfigurationError: the inputs have none of the three forms, or hold no tensor.
-    """
-    validate_inputs(inputs)
-    plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    found = [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor)]
-    if not found:
-        raise ConfigurationError(
-            "example inputs hold no tensor; give a tensor, a tuple of positional arguments or a dict"
-        )
-    return found
 
 
 def output_tensors(output: Any) -> Iterator[Tensor]:

@@ -168,8 +168,8 @@ def _set_up(full: nn.Module, subnet: nn.Module, inputs: Inputs, samples: int, se
                 continue
             return bench
     raise TraceError(
-        f"{type(full).__name__} does not run on its example inputs: {failure}. Give what its forward takes: a tensor, a "
-        "tuple of positional arguments or a dict of keyword arguments."
+        f"{type(full).__name__} does not run on its example inputs: {failure}. Give what its forward takes: a tensor, "
+        "a tuple of positional arguments or a dict of keyword arguments."
     ) from failure
 
 

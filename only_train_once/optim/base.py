@@ -573,7 +573,7 @@ def _check_entry(entry: Mapping[str, Any], method: Method) -> None:
             f"the optimizer state was saved by method {entry.get('method')!r}, not by {method.name!r}; attach that one"
         )
     saved_count(entry, "step")
-    lists = [entry.get(key) for key in ("group_names", "group_sizes", "group_fingerprints")]
+    lists: list[Any] = [entry.get(key) for key in ("group_names", "group_sizes", "group_fingerprints")]
     if not all(isinstance(each, (list, tuple)) for each in lists) or len({len(each) for each in lists}) != 1:
         raise CheckpointError(
             "the optimizer state is damaged: group_names, group_sizes and group_fingerprints have to be lists of one "

@@ -457,9 +457,7 @@ def _optimizer_arguments(
 
 
 def _finite(name: str, value: Any, least: float = -math.inf) -> None:
-    """Refuse what is no finite number, or below ``least``; None stands for a default."""
-    if value is None:
-        return
+    """Refuse what is no finite number, or below ``least``."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < least:
         rule = "" if least == -math.inf else f", at least {least}"
@@ -505,14 +503,17 @@ def build_hesso(
 
     The other arguments are those of `Hesso`.
     """
-    number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    _finite("lr", number, 0)
-    _finite("weight_decay", weight_decay, 0)
-    for name, value in (("first_momentum", first_momentum), ("second_momentum", second_momentum)):
-        _finite(name, value, 0)
-    _finite("dampening", dampening)
-    if lr is None:
-        raise ConfigurationError("lr is None; it has to be a finite number, at least 0")
+    rate: Any = lr  # a tensor where the step is captured in a CUDA graph
+    _finite("lr", rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate, 0)
+    for name, value in (
+        ("weight_decay", weight_decay),
+        ("first_momentum", first_momentum),
+        ("second_momentum", second_momentum),
+    ):
+        if value is not None:
+            _finite(name, value, 0)
+    if dampening is not None:
+        _finite("dampening", dampening)
     cls = _optimizer_class(variant)
     defaults = _DEFAULTS.get(cls.__name__.lower(), {})
     arguments = _optimizer_arguments(cls, defaults, weight_decay, first_momentum, second_momentum, dampening)
@@ -521,7 +522,7 @@ def build_hesso(
         raise ConfigurationError("no tensor has requires_grad=True, so there is nothing to train")
     arguments = {"lr": lr, **arguments, **optimizer_kwargs}
     try:
-        optimizer = cls(trained, **arguments)  # type: ignore[arg-type]
+        optimizer = cls(trained, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"{cls.__name__} refuses its arguments {arguments}: {error}; change them, or make the optimizer yourself "
