@@ -334,6 +334,12 @@ class OTO:
 
         ``device`` is accepted for scripts of earlier generations and not needed: tensors stay where they are.
         """
+        if pruning_steps == 1 and target_group_sparsity:
+            logger.warning(
+                "pruning_steps=1: all units go to zero in the single step %d; spread them over a tenth of the training "
+                "or more, for example pruning_steps=1000, pruning_periods=10",
+                start_pruning_step,
+            )
         return build_hesso(
             self._named_tensors(),
             self.groups,
