@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the subnet is saved; a temporary folder if not given")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # batches this small gain little from a second thread and lose a lot on a busy machine
     data = load_data(options.seed)
 
     torch.manual_seed(options.seed)

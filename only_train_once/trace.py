@@ -508,6 +508,14 @@ class _FunctionRecorder(TorchFunctionMode):
             self._use(tensor, dim, tensor.shape[dim], expr_of(size), func)
         return result
 
+    def attention(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Without a given scale the softmax is scaled by the size of the head-dim, which then has to stay."""
+        if kwargs.get("scale") is None:
+            query = args[0] if args else kwargs["query"]
+            size = query.shape[-1]
+            self._use(query, query.dim() - 1, size, Expr("const", (size,)), func)
+        return result
+
     def _use(self, tensor: Tensor, dim: int, position: int, expr: Expr, func: Any) -> None:
         self.recorder.uses.append(SizeUse(self.recorder.value_of(tensor), dim, int(position), expr, self._where(func)))
 
@@ -537,6 +545,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.narrow: (t.narrow, torch.narrow),
         mode.getitem: (t.__getitem__,),
         mode.layer_norm: (torch.layer_norm, torch.rms_norm),
+        mode.attention: (torch.nn.functional.scaled_dot_product_attention,),
     }  # fmt: skip
     return {func: handler for handler, funcs in table.items() for func in funcs}
 

@@ -238,6 +238,22 @@ class TorchAttention(nn.Module):
         return self.head(self.layer(x))
 
 
+class WindowedAttention(nn.Module):
+    """Attention over 5-d tensors is composed of smaller operators; its scale is still that of the head-dim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 2, 6
+        self.stem, self.qkv, self.head = nn.Linear(8, 10), nn.Linear(10, 36), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(self.stem(x)).reshape(b, n // 2, 2, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.head(y.permute(0, 2, 3, 1, 4).reshape(b, n, -1))
+
+
 class NormedStream(nn.Module):
     """A residual stream under a layer norm and a group norm: exact when the norms remember the width."""
 
@@ -573,6 +589,7 @@ ZOO: dict[str, Case] = {
     "fused_attention": Case(FusedAttention, tokens(), 4, wide=8),
     "grouped_query": Case(GroupedQuery, tokens(8), 2, wide=16),
     "torch_attention": Case(TorchAttention, tokens(), 24),
+    "windowed_attention": Case(WindowedAttention, tokens(8, 4), 12),
     "layer_norm": Case(lambda: NormedStream(lambda: nn.LayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "rms_norm": Case(lambda: NormedStream(lambda: nn.RMSNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_rms_norm": Case(lambda: NormedStream(HandRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
