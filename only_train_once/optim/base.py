@@ -236,12 +236,20 @@ class GradientAverage:
                 self.sums[name] = gradient.to(torch.float32 if half else gradient.dtype, copy=True)
         self.count += 1
 
-    def mean(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Average over the steps added."""
+    def mean_with(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Average over the steps added and this one, which is not added: its gradients may turn out to be bad."""
+        total = GradientAverage(self.names)
+        total.sums, total.count = {n: t.clone() for n, t in self.sums.items()}, self.count
+        total.add(optimizer, tensors)
         return {
-            n: self.sums[n] / self.count if n in self.sums else torch.zeros_like(tensors[n].detach())
+            n: total.sums[n].div_(total.count) if n in total.sums else torch.zeros_like(tensors[n].detach())
             for n in self.names
         }
+
+    def reset_unless_finite(self) -> None:
+        """Forget everything if an earlier step of the window brought a NaN or an infinity."""
+        if not all(bool(torch.isfinite(t).all()) for t in self.sums.values()):
+            self.reset()
 
     def reset(self) -> None:
         """Forget everything."""

@@ -216,12 +216,12 @@ class Hesso(Method):
         scoring = self._next_scoring()
         if scoring is None or self.step <= scoring - self.window:
             return
-        self.average.add(optimizer, self.tensors)
         if self.step == scoring:
-            try:
-                self._choose()
-            finally:
-                self.average.reset()
+            self._choose(optimizer)
+            self.average.reset()
+        elif self.average.count <= self.step - (scoring - self.window + 1):
+            # One more would be this step's, added before something interrupted it.
+            self.average.add(optimizer, self.tensors)
 
     def _next_scoring(self) -> int | None:
         """The first step >= this one at which a period begins, or None."""
@@ -232,7 +232,7 @@ class Hesso(Method):
         period = -(-(self.step - begin) // length)
         return period_start(period, **s.when) if period < s.pruning_periods else None
 
-    def _choose(self) -> None:
+    def _choose(self, optimizer: Optimizer) -> None:
         """Score all live units and choose this period's: the one place that waits for the device."""
         where = position(self.step, **self.schedule.when)
         assert where is not None
@@ -240,7 +240,7 @@ class Hesso(Method):
         count = units_due(where.period, self.schedule.pruning_periods, self.total) - int((self.chosen > 0).sum())
         if count == 0:
             return
-        gradients = self.average.mean(self.tensors)
+        gradients = self.average.mean_with(optimizer, self.tensors)
         names = list(gradients)
         finite = [torch.isfinite(gradients[n]).all() for n in names]
         scores = score_groups(self.groups, self.tensors, gradients, self.criteria, self.roles)
@@ -249,8 +249,10 @@ class Hesso(Method):
         values = packed.cpu().numpy()
         bad = [n for n, ok in zip(names, values[self.units :], strict=True) if not ok]
         if bad:
+            steps = self.average.count + 1
+            self.average.reset_unless_finite()
             raise NumericalError(
-                f"step {self.step}: the gradients averaged over {self.average.count} step(s) are not finite in "
+                f"step {self.step}: the gradients averaged over {steps} step(s) are not finite in "
                 f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; no unit can be scored. No weight was changed: "
                 f"skip this batch, lower the learning rate, or use a GradScaler"
             )

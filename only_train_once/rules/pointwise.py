@@ -24,7 +24,8 @@ UNTAGGED = (
     "aten.fill", "aten.zero", "aten.masked_fill", "aten.contiguous", "aten.to", "aten.dropout", "aten.feature_dropout",
     "aten._conj", "aten.conj", "aten.polar", "aten.complex", "aten.nan_to_num", "aten.masked_scatter",
     "aten._prelu_kernel", "aten.native_dropout", "aten.relu6", "aten.celu", "aten.selu", "aten.hardswish",
-    "aten.resolve_conj", "aten.resolve_neg",
+    "aten.resolve_conj", "aten.resolve_neg", "aten._neg_view", "aten.log_sigmoid_forward", "aten.floor_divide",
+    "aten.rrelu_with_noise",
 )  # fmt: skip
 
 
@@ -107,12 +108,17 @@ def _probe(
     tensors: list[Tensor] = []
     for kind, zero in zip(kinds, zeros, strict=True):
         x = torch.randn(16, generator=generator, dtype=torch.float64) * 3
+        if kind == "b":
+            x = x > 0  # a mask holds both, so that a selection is zero only where both sides are
+        elif kind == "i":
+            x = x.to(torch.int64)
         tensors.append(torch.zeros_like(x) if zero else x)
-        if kind != "f":
-            tensors[-1] = tensors[-1].to(torch.bool if kind == "b" else torch.int64)
     operands = iter([tensors[i] for i in order])
-    args, kwargs = pytree.tree_map_only(Ref, lambda _: next(operands), (arguments.args, arguments.kwargs))
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "device", "layout", "memory_format", "pin_memory")}
+    args = pytree.tree_map_only(Ref, lambda _: next(operands), arguments.args)
+    ignored = ("dtype", "device", "layout", "memory_format", "pin_memory", "out")
+    kwargs = {k: v for k, v in arguments.kwargs.items() if k not in ignored}
+    if any(isinstance(v, Ref) for v in kwargs.values()):
+        return False
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             result = op(*args, **kwargs)

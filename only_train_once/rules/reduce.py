@@ -97,13 +97,21 @@ def _is_square(node: Node) -> bool:
     return node.name == "aten.mul" and node.args[0] == node.args[1]
 
 
+# how many of the outputs are 0 where everything reduced is 0: values are, positions need not be
+_ZERO_OUTPUTS = {
+    "aten.amax": 1, "aten.amin": 1, "aten.max": 1, "aten.min": 1, "aten.prod": 1, "aten.var": 1, "aten.std": 1,
+    "aten.var_mean": 2, "aten.std_mean": 2, "aten.any": 1, "aten.all": 1, "aten.median": 1, "aten.nanmedian": 1,
+    "aten.mode": 1, "aten.count_nonzero": 1, "aten.aminmax": 2, "aten.kthvalue": 1,
+}  # fmt: skip
+
+
 @rule(
     "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.prod", "aten.var", "aten.std", "aten.var_mean",
     "aten.std_mean", "aten.argmax", "aten.argmin", "aten.any", "aten.all", "aten.logsumexp", "aten.median",
     "aten.nanmedian", "aten.mode", "aten.count_nonzero", "aten.aminmax", "aten.kthvalue",
 )  # fmt: skip
 def counting(c: Context, node: Node) -> None:
-    """A zero is a value like any other here: the reduced axis is frozen."""
+    """A zero is a value like any other here: the reduced axis is frozen, the others pass."""
     x = c.tensors(node)[0]
     tensors = c.tensors(node)
     if len(tensors) > 1:  # max(a, b)
@@ -115,16 +123,21 @@ def counting(c: Context, node: Node) -> None:
         c.freeze(dims[d], f"a zero still counts when this dim is reduced at {c.graph.where(node)}")
     plain: list[Dim] = [d.with_zero(False) if isinstance(d, Label) else d for d in dims]
     for output in range(len(node.outputs)):
-        _set_reduced(c, node, plain, reduced, output)
+        _set_reduced(c, node, dims if output < _ZERO_OUTPUTS.get(node.name, 0) else plain, reduced, output)
 
 
 @rule("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.argsort")
 def ordered(c: Context, node: Node) -> None:
-    """The order of the indices matters: the axis is frozen, the others pass."""
+    """The order of the indices matters: the axis is frozen, the others pass. Zeros give zeros, but not positions."""
     x = c.tensors(node)[0]
     d = int(node.argument("dim", -1)) % max(c.rank(x), 1)
+    dims = list(c.dims(x))
+    c.freeze(dims[d], f"the order of this dim matters at {c.graph.where(node)}")
+    dims[d] = None
+    plain: list[Dim] = [dim.with_zero(False) if isinstance(dim, Label) else dim for dim in dims]
     for output in range(len(node.outputs)):
-        c.keep(node, x, output=output, fixed=(d,), why="the order of this dim matters")
+        values = output == 0 and node.name not in ("aten.logcumsumexp", "aten.argsort")
+        c.set(node, dims if values else plain, output)
 
 
 @rule("aten.topk")
@@ -135,5 +148,5 @@ def topk(c: Context, node: Node) -> None:
     c.freeze(dims[d], f"the largest of this dim are picked at {c.graph.where(node)}")
     dims[d] = None
     plain: list[Dim] = [dim.with_zero(False) if isinstance(dim, Label) else dim for dim in dims]
-    for output in range(len(node.outputs)):
-        c.set(node, plain, output)
+    c.set(node, dims)
+    c.set(node, plain, output=1)

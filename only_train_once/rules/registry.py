@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from ..errors import RuleError
-from ..graph import Expr, Graph, Node, Ref, Value, ValueKind
+from ..graph import EqualParts, Expr, Graph, Node, Ref, SizeUse, Value, ValueKind
 from ..labels import Dim, Flags, Ids, Label, LabelStore, Mark, Spread
 
 Rule = Callable[["Context", Node], None]
@@ -53,7 +54,7 @@ class NormSite:
 class Context:
     """What a rule may ask and say.
 
-    Reading: `tensors`, `shape`, `dim`, `dims`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`, `mark`,
+    Reading: `tensors`, `shape`, `dim`, `dims`, `stated`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`, `mark`,
     `attribute`, `norm`. Writing: `set`.
     """
 
@@ -122,6 +123,40 @@ class Context:
         found = self.dims(index)[dim]
         return found if isinstance(found, Label) else None
 
+    def stated(self, index: int, dim: int, position: int) -> bool:
+        """Whether the model's code said where ``position`` in a dim comes from (or it is an end of the dim).
+
+        The code speaks of the tensor it was given; one call may cut several dims, one operator each, so the values
+        before this one that carry the same label are asked as well.
+        """
+        label = self.dims(index)[dim]
+        if position in (0, self.shape(index)[dim]):
+            return True
+        value: int | None = index
+        while value is not None:
+            here = [d for d, found in enumerate(self.labels.get(value, [])) if found is label]
+            if not here:
+                return False
+            for said in self._said.get(value, ()):
+                if said.dim in here and (
+                    said.position == position if isinstance(said, SizeUse) else position % said.size == 0
+                ):
+                    return True
+            made = self._made_by.get(value)
+            value = made.inputs[0] if made is not None and made.inputs else None
+        return False
+
+    @cached_property
+    def _said(self) -> dict[int, list[SizeUse | EqualParts]]:
+        said: dict[int, list[SizeUse | EqualParts]] = {}
+        for statement in (*self.graph.uses, *self.graph.equal_parts):
+            said.setdefault(statement.value, []).append(statement)
+        return said
+
+    @cached_property
+    def _made_by(self) -> dict[int, Node]:
+        return {o: node for node in self.graph.nodes for o in node.outputs if o is not None}
+
     # -- stating
 
     def tie(self, a: Dim, b: Dim, node: Node) -> Dim:
@@ -177,6 +212,13 @@ class Context:
             a, b = b, a
         left, right = self.dim(*a), self.dim(*b)
         self.tie(left, right, node)
+        for spread, other in ((left, right), (right, left)):
+            if isinstance(spread, Spread) and isinstance(other, Label) and spread.origin not in self.sizes:
+                self.freeze(other, f"sums over a repetition of unknown count at {self.graph.where(node)}")
+        if isinstance(left, Spread) and isinstance(right, Label):
+            left = right.with_zero(False)  # one value everywhere, at removed indices too
+        elif isinstance(right, Spread) and isinstance(left, Label):
+            right = left.with_zero(False)
         if not isinstance(left, Label) or not isinstance(right, Label):
             return
         if b[0] in self.from_params:
@@ -229,6 +271,9 @@ class Context:
         shape = self.shape(index)
         assert len(dims) == len(shape), (str(node), shape, len(dims))
         checked: list[Dim] = []
+        given = self._out_argument(node, output)
+        if given is not None:
+            dims = [self.into(d, self.dim(given, k), node) for k, d in enumerate(dims)]
         for d, n in zip(dims, shape, strict=True):
             if n == 1:
                 d = None
@@ -236,6 +281,17 @@ class Context:
                 assert len(d) == n, (str(node), shape, [len(x) if isinstance(x, Label) else None for x in dims])
             checked.append(d)
         self.labels[index] = checked
+
+    def into(self, dim: Dim, memory: Dim, node: Node) -> Dim:
+        """What a dim carries when it is written into given memory, which then has to shrink with it."""
+        joined = self.tie(dim, memory, node)
+        return joined.with_zero(dim.zero) if isinstance(joined, Label) and isinstance(dim, Label) else joined
+
+    def _out_argument(self, node: Node, output: int) -> int | None:
+        """The tensor handed in with ``out=`` for this output."""
+        names = [a.name for a in node.op._schema.arguments if a.is_out]
+        given = node.kwargs.get(names[output]) if output < len(names) else None
+        return given.index if isinstance(given, Ref) else None
 
     def keep(self, node: Node, index: int, *, output: int = 0, fixed: Sequence[int] = (), why: str = "") -> None:
         """The output has the dims of ``index``; those named ``fixed`` freeze."""

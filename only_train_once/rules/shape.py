@@ -89,12 +89,19 @@ def squeeze(c: Context, node: Node) -> None:
         gone = set(range(rank))
     else:
         gone = {int(d) % max(rank, 1) for d in (wanted if isinstance(wanted, (list, tuple)) else [wanted])}
+    for k in gone:
+        label = c.label(x, k) if k < rank else None
+        if label is not None:  # a single index would be taken for a dim to drop
+            c.store.freeze(label.ids[:2], f"more than one index has to be left at {c.graph.where(node)}")
     c.set(node, [d for k, d in enumerate(c.dims(x)) if not (k in gone and c.shape(x)[k] == 1)])
 
 
 @rule("aten.expand", "aten.broadcast_to")
 def expand(c: Context, node: Node) -> None:
-    """A dim that is repeated takes any label: it is the same value everywhere."""
+    """A dim that is repeated takes any label: it is the same value everywhere, also where a unit was removed.
+
+    Where the code took its size from a labelled dim, it is that label.
+    """
     x, out = c.tensors(node)[0], node.outputs[0]
     assert out is not None
     shape, offset = c.shape(out), len(c.shape(out)) - c.rank(x)
@@ -102,8 +109,16 @@ def expand(c: Context, node: Node) -> None:
     for d, n in enumerate(shape):
         own = d - offset
         repeated = own < 0 or c.shape(x)[own] != n
-        dims.append(Spread((out, d)) if repeated and n > 1 else c.dim(x, own) if own >= 0 else None)
+        dims.append(_repeated(c, out, d) if repeated and n > 1 else c.dim(x, own) if own >= 0 else None)
     c.set(node, dims)
+
+
+def _repeated(c: Context, out: int, d: int) -> Dim:
+    said = c.sizes.get((out, d))
+    source = c.label(*said.args) if said is not None and said.kind == "dim" else None
+    if source is not None and len(source) == c.shape(out)[d]:
+        return source.with_zero(False)
+    return Spread((out, d))
 
 
 @rule("aten.repeat")
@@ -141,10 +156,13 @@ def slice_(c: Context, node: Node) -> None:
     cut = slice(start, end, step)
     whole = cut.indices(c.shape(x)[dim]) == (0, c.shape(x)[dim], 1)
     if isinstance(label, Label) and not whole:
+        first, last, _ = cut.indices(c.shape(x)[dim])
         if step != 1:
             c.freeze(label, f"every {step}th index is taken at {c.graph.where(node)}")
             label = None
         else:
+            if not (c.stated(x, dim, first) and c.stated(x, dim, last)):
+                c.freeze(label, f"it is not known how {first}:{last} was chosen at {c.graph.where(node)}")
             label = label.take(cut)
     dims[dim] = label if not isinstance(label, Spread) or whole else None
     c.set(node, dims)
@@ -176,6 +194,8 @@ def split(c: Context, node: Node) -> None:
     for output, made in enumerate(node.outputs):
         assert made is not None
         size = c.shape(made)[dim]
+        if not c.stated(x, dim, position):
+            c.freeze(c.dim(x, dim), f"it is not known how the sizes were chosen at {c.graph.where(node)}")
         dims = list(c.dims(x))
         label = dims[dim]
         dims[dim] = label.take(slice(position, position + size)) if isinstance(label, Label) else None

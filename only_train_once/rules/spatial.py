@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..graph import Node
-from ..labels import Label
+from ..labels import Dim, Label
 from .registry import Context, rule
 
 
@@ -17,16 +17,40 @@ from .registry import Context, rule
     "aten.upsample_nearest2d", "aten.upsample_nearest3d", "aten._upsample_nearest_exact1d",
     "aten._upsample_nearest_exact2d", "aten._upsample_nearest_exact3d", "aten.upsample_linear1d",
     "aten.upsample_bilinear2d", "aten.upsample_trilinear3d", "aten.upsample_bicubic2d", "aten._upsample_bilinear2d_aa",
-    "aten._upsample_bicubic2d_aa", "aten.mkldnn_max_pool2d", "aten.fractional_max_pool2d", "aten.max_unpool2d",
+    "aten._upsample_bicubic2d_aa", "aten.mkldnn_max_pool2d",
 )  # fmt: skip
 def over_space(c: Context, node: Node) -> None:
-    """The last one, two or three dims are space (the name says how many); zero stays zero."""
+    """The last one, two or three dims are space (the name says how many); zero stays zero.
+
+    A second output holds positions, which are not 0 where the values are.
+    """
     x = c.tensors(node)[0]
-    space = next((int(n) for n in "123" if f"{n}d" in node.name), 2)
-    fixed = range(c.rank(x) - space, c.rank(x))
+    dims = _space(c, node, x)
+    plain: list[Dim] = [d.with_zero(False) if isinstance(d, Label) else d for d in dims]
     for output in range(len(node.outputs)):
         if node.outputs[output] is not None:
-            c.keep(node, x, output=output, fixed=tuple(fixed), why="is a dim of space")
+            c.set(node, plain if output else dims, output)
+
+
+def _space(c: Context, node: Node, x: int) -> list[Dim]:
+    """The dims of ``x`` with those of space frozen."""
+    space = next((int(n) for n in "123" if f"{n}d" in node.name), 2)
+    dims = list(c.dims(x))
+    for d in range(c.rank(x) - space, c.rank(x)):
+        c.freeze(dims[d], f"is a dim of space at {c.graph.where(node)}")
+        dims[d] = None
+    return dims
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def max_unpool(c: Context, node: Node) -> None:
+    """Values are put where the indices of another pooling say: the other dims of both go together."""
+    x, places = c.tensors(node)[:2]
+    dims: list[Dim] = []
+    for value, place in zip(_space(c, node, x), _space(c, node, places), strict=True):
+        joined = c.tie(value, place, node) if value is not None or place is not None else None
+        dims.append(joined.with_zero(value.zero) if isinstance(joined, Label) and isinstance(value, Label) else joined)
+    c.set(node, dims)
 
 
 @rule("aten.im2col")
