@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigurationError, SurgeryError
-from .surgery import SurgeryRecord, copy_module, layout_of, named_tensors, replace_tensors, ties
+from .inputs import copy_module
+from .surgery import SurgeryRecord, layout_of, named_tensors, replace_tensors, ties
 
 logger = logging.getLogger(__name__)
 

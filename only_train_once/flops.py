@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .inputs import call_model
+from .inputs import call_model, copy_module
 
 Formula = Callable[..., int]
 _FORMULAS: dict[Any, Formula] = {}
@@ -216,7 +216,7 @@ def observing(model: nn.Module) -> Iterator[None]:
 
 
 def count_flops(model: nn.Module, inputs: Any) -> FlopCount:
-    """Run ``model`` once on ``inputs`` in evaluation mode and count; the model stays as it was.
+    """Run a copy of ``model`` once on ``inputs`` in evaluation mode and count.
 
     Example::
 
@@ -227,6 +227,7 @@ def count_flops(model: nn.Module, inputs: Any) -> FlopCount:
         model: any module that runs on ``inputs``.
         inputs: a tensor, a tuple (positional) or a dict (keyword arguments).
     """
+    model = copy_module(model)  # a forward may write to the module's own attributes
     stack = [""]
     counter = _Counter(stack)
     with observing(model), _module_paths(model, stack), counter:

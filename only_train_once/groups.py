@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axes, analyse
+from .errors import ConfigurationError
 from .graph import Graph
 from .labels import Kind, Solution, kinds_of
 
@@ -200,6 +201,8 @@ def find_groups(
     Returns:
         prunable groups and frozen ones (with reasons), in network order.
     """
+    if not isinstance(graph, Graph):
+        raise ConfigurationError(f"graph is a {type(graph).__name__}: give what trace(model, inputs) returns")
     axes = analyse(
         graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators, skip_nodes=skip_nodes
     )

@@ -1,4 +1,4 @@
-"""How a model is called: the three forms of example inputs, fresh ones like them, and a run in float64.
+"""How a model is called and copied: the three forms of example inputs, fresh ones like them, and a run in float64.
 
 Inputs are a tensor, a tuple (positional arguments) or a dictionary (keyword arguments).
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, OTOError, SurgeryError
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
 
@@ -61,6 +61,29 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     return model(**inputs)
+
+
+def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.Module:
+    """``copy.deepcopy``, keeping marks on parameters, also where a weight is computed and kept with its graph.
+
+    Raises:
+        error: the module holds what cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in (*vars(part).values(), *part._buffers.values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        copied = copy.deepcopy(module, memo)
+    except Exception as cause:
+        raise error(
+            f"{type(module).__name__} cannot be copied ({type(cause).__name__}: {cause}), and the model given has to "
+            "stay as it is; remove from its attributes what copy.deepcopy cannot copy"
+        ) from cause
+    for old, new in zip(module.parameters(), copied.parameters(), strict=True):
+        new.__dict__.update(old.__dict__)  # marks that users put on parameters; torch's own copy drops them
+    return copied
 
 
 def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:

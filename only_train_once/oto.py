@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from . import checkpoint
 from .errors import ConfigurationError, OTOError, SurgeryError, VerificationError
 from .flops import count_flops
-from .graph import Graph, Node, ValueKind
+from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
+from .inputs import cast_inputs
 from .masking import regions
 from .optim import attach as attach_method
 from .optim.hesso import build_hesso
+from .optim.selection import units_for
 from .report import SubnetReport, build_report, count_parameters, groups_table, render, with_file
 from .surgery import SurgeryRecord, construct_subnet, from_runs, zero_units
 from .trace import trace
@@ -57,8 +59,7 @@ class Subnet:
 
         ``report`` then also knows the place and the size of the tensors' file.
         """
-        directory = Path(out_dir)
-        checkpoint.save(self.model, self.record, self.report.to_dict(), directory)
+        directory = checkpoint.save(self.model, self.record, self.report.to_dict(), out_dir)
         size = (directory / checkpoint.TENSOR_FILE).stat().st_size
         self.report = with_file(self.report, str(directory), size)
         return directory
@@ -109,6 +110,8 @@ class OTO:
         self.full_group_sparse_model_path: str | None = None
         self._skipped_operators: tuple[str, ...] = ()
         self._user_frozen: dict[str, str] = {}  # group -> reason, kept when the groups are found again
+        if model is None and dummy_input is not None:
+            raise ConfigurationError("dummy_input is given, but no model: OTO(model, dummy_input=x)")
         if model is not None:
             self.initialize(model, dummy_input, skip_patterns, strict_out_nodes)
             self.partition_pzigs()
@@ -125,28 +128,29 @@ class OTO:
         """Trace ``model``; the groups are found by :meth:`partition_pzigs`."""
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
-        self.model = model
-        self.inputs = dummy_input
-        self.strict_out_nodes = strict_out_nodes
-        patterns = (skip_patterns,) if isinstance(skip_patterns, str) else tuple(skip_patterns or ())
-        self._skip_patterns = tuple(_compiled(pattern) for pattern in patterns if "->" not in pattern)
-        self.graph: Graph = trace(model, dummy_input)
-        self._skipped_nodes: set[int] = set()
+        patterns = () if skip_patterns is None else _name_list(skip_patterns, "skip_patterns")
+        compiled = tuple(_compiled(pattern) for pattern in patterns if "->" not in pattern)
+        graph = trace(model, dummy_input)
+        skipped_nodes: set[int] = set()
         for pattern in patterns:
             if "->" in pattern:
                 chain = [name.strip() for name in pattern.split("->")]
-                found = self.graph.chains(chain)
+                found = graph.chains(chain)
                 if not found:
                     raise ConfigurationError(
                         f"skip_patterns: no {' -> '.join(chain)} in this model; its operators are "
-                        f"{', '.join(sorted(self.graph.operators()))}"
+                        f"{', '.join(sorted(graph.operators()))}"
                     )
-                self._skipped_nodes |= found
+                skipped_nodes |= found
+        # From here on nothing fails: what was there before stays until the new model is understood.
+        self.model, self.inputs, self.graph = model, dummy_input, graph
+        self.strict_out_nodes = strict_out_nodes
+        self._dtype = _dtype_of(model)
+        self._skip_patterns, self._skipped_nodes = compiled, skipped_nodes
         self._groups: GroupList | None = None
 
     def partition_pzigs(self) -> GroupList:
         """Find the groups (again); what the user has frozen by name stays frozen."""
-        self._require_model()
         found = find_groups(
             self.graph,
             wide=self.wide,
@@ -161,15 +165,17 @@ class OTO:
     @property
     def groups(self) -> GroupList:
         """The groups in network order, frozen ones included."""
-        self._require_model()
+        self.model  # noqa: B018  # or what is missing is told, see `__getattr__`
         if self._groups is None:
             self.partition_pzigs()
         assert self._groups is not None
         return self._groups
 
-    def _require_model(self) -> None:
-        if not hasattr(self, "model"):
+    def __getattr__(self, name: str) -> Any:
+        # Asked only for what `initialize` has not set yet.
+        if name in ("model", "inputs", "graph", "_groups"):
             raise ConfigurationError("no model yet: OTO(model, dummy_input=x), or initialize(model, x) first")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _with_user_freezes(self, group: PruningGroup) -> PruningGroup:
         reason = self._user_frozen.get(group.name)
@@ -196,7 +202,7 @@ class OTO:
 
     def skip_operators(self, operators: Sequence[str]) -> None:
         """Freeze what the named ATen operators touch, ``["aten.softmax"]``, and find the groups again."""
-        self._skipped_operators = tuple(dict.fromkeys((*self._skipped_operators, *_name_list(operators))))
+        self._skipped_operators = tuple(dict.fromkeys((*self._skipped_operators, *_name_list(operators, "operators"))))
         self.partition_pzigs()
 
     def mark_unprunable_by_param_names(self, param_names: Sequence[str]) -> None:
@@ -206,7 +212,7 @@ class OTO:
         """
         by_tensor: dict[str, str] = {}
         nodes: list[str] = []
-        for name in _name_list(param_names):
+        for name in _name_list(param_names, "param_names"):
             tensors = self._tensors_named(name)
             if tensors:
                 by_tensor.update(dict.fromkeys(tensors, f"marked unprunable: {name}"))
@@ -227,6 +233,8 @@ class OTO:
         A node without parameters stands for the parameters that make its inputs, however far back they are.
         """
         by_tensor: dict[str, str] = {}
+        if not isinstance(node_ids, (str, int, Sequence)):
+            raise ConfigurationError(f"node_ids is {node_ids!r}: give a list of ids, see print(oto.graph)")
         for node_id in [node_ids] if isinstance(node_ids, (str, int)) else node_ids:
             node = self._node(str(node_id))
             if node is None:
@@ -258,8 +266,10 @@ class OTO:
         return [first for n, first in everything.items() if n == name or n.startswith(f"{name}.")]
 
     def _node(self, node_id: str) -> Node | None:
-        digits = node_id.rpartition("-")[2]
-        return self.graph.nodes[int(digits)] if digits.isdigit() and int(digits) < len(self.graph.nodes) else None
+        # Nothing looser: "-1" and a misspelt name that ends in a number are no nodes.
+        match = re.fullmatch(r"(?:node-)?([0-9]+)", node_id)
+        known = match is not None and int(match[1]) < len(self.graph.nodes)
+        return self.graph.nodes[int(match[1])] if match is not None and known else None
 
     def _tensors_behind(self, node: Node) -> set[str]:
         """Parameters a node reads, also through a view; where it reads none, those of the nearest nodes behind it."""
@@ -286,8 +296,11 @@ class OTO:
     def cluster_node_groups(self, num_clusters: int = 1) -> dict[str, int]:
         """Group name -> cluster, prunable groups of like size and number of parameters together (k-means)."""
         groups = list(self.groups.prunable)
-        if not 1 <= num_clusters <= max(1, len(groups)):
-            raise ConfigurationError(f"num_clusters={num_clusters}: 1 to {len(groups)}, the number of prunable groups")
+        whole = isinstance(num_clusters, int) and not isinstance(num_clusters, bool)
+        if not whole or not 1 <= num_clusters <= max(1, len(groups)):
+            raise ConfigurationError(
+                f"num_clusters={num_clusters!r}: 1 to {len(groups)}, the number of prunable groups"
+            )
         if num_clusters == 1:
             return {g.name: 0 for g in groups}
         shapes = {n: t.numel() for n, t in self._named_tensors().items()}
@@ -372,15 +385,17 @@ class OTO:
                 least one unit of a group stays.
             seed: of the choice; None draws from torch's global generator.
         """
-        if target_group_sparsity is not None and not 0.0 <= target_group_sparsity < 1.0:
-            raise ConfigurationError(f"target_group_sparsity={target_group_sparsity}: 0 or more, and less than 1")
+        share = target_group_sparsity
+        number = isinstance(share, (int, float, np.floating)) and not isinstance(share, bool)
+        if share is not None and not (number and 0.0 <= share < 1.0):
+            raise ConfigurationError(f"target_group_sparsity={share!r}: 0 or more, and less than 1")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+            raise ConfigurationError(f"seed={seed!r}: a whole number, at least 0, or None")
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()) if seed is None else seed)
         chosen = {}
         for group in self.groups.prunable:
-            share = target_group_sparsity
-            if share is None:
-                share = float(torch.rand((), generator=generator))
-            count = min(int(group.size * share), group.size - 1)
+            drawn = float(torch.rand((), generator=generator)) if share is None else float(share)
+            count = min(units_for(group.size, drawn), group.size - 1)
             chosen[group.name] = torch.randperm(group.size, generator=generator)[:count].numpy()
         tensors = self._named_tensors()
         with torch.no_grad():
@@ -436,6 +451,9 @@ class OTO:
         for folder in (out_dir, full_group_sparse_model_dir, compressed_model_dir):
             if folder is not None and not isinstance(folder, (str, Path)):
                 raise ConfigurationError(f"{folder!r} is no folder: give a path, or None to write nothing")
+        for directory in (out_dir, full_group_sparse_model_dir, compressed_model_dir):
+            if directory is not None and checkpoint.folder(directory).is_file():
+                raise ConfigurationError(f"{directory} is a file: give a folder's path")
         subnet = self._build(verify)
         self._write_reference_files(
             subnet.model,
@@ -450,7 +468,7 @@ class OTO:
 
     def _build(self, verify: bool) -> Subnet:
         removed: dict[str, list[int]] = {n: [int(u) for u in units] for n, units in self._zero_units().items()}
-        attempt = _Attempt(self.model, self.groups, self.inputs, removed, verify, self.strict_out_nodes)
+        attempt = _Attempt(self.model, self.groups, self._inputs_now(), removed, verify, self.strict_out_nodes)
         wanted = [name for name, units in removed.items() if units]
         kept, excluded = attempt.largest_exact(wanted, [])
         if wanted and not kept:
@@ -464,14 +482,19 @@ class OTO:
             model,
             self.groups,
             cut,
-            flops_before=count_flops(self.model, self.inputs),
-            flops_after=count_flops(model, self.inputs),
+            flops_before=count_flops(self.model, self._inputs_now()),
+            flops_after=count_flops(model, self._inputs_now()),
         )
         for name in excluded:
             logger.warning("group %s stays in the subnet: %s", name, attempt.reasons[name])
         return Subnet(
             model, replace(report, excluded={n: attempt.reasons[n] for n in excluded}, **verification), record
         )
+
+    def _inputs_now(self) -> Any:
+        """The example inputs, cast along when the model was (``model.half()`` after training)."""
+        now = _dtype_of(self.model)
+        return self.inputs if now is None or now is self._dtype else cast_inputs(self.inputs, now)
 
     def _zero_units(self) -> dict[str, Any]:
         return {name: units for name, units in zero_units(self.model, self.groups).items() if len(units)}
@@ -495,7 +518,7 @@ class OTO:
     def compute_flops(self, in_million: bool = True, in_billion: bool = False) -> dict[str, Any]:
         """FLOPs (2 per multiply-accumulate) on the example inputs: total, by module and by producing group."""
         scale = 1e9 if in_billion else 1e6 if in_million else 1
-        count = count_flops(self.model, self.inputs)
+        count = count_flops(self.model, self._inputs_now())
         by_groups = {}
         for group in self.groups:
             producers = {s.param.rpartition(".")[0] for s in group.with_role(Role.ZERO, Role.FOLLOW)}
@@ -516,8 +539,11 @@ class OTO:
         display_params: bool = False,
     ) -> Path:
         """Draw the groups as SVG into ``out_dir`` (default: the working directory); returns the file's path."""
-        directory = Path("." if out_dir is None else out_dir)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = checkpoint.folder("." if out_dir is None else out_dir)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{directory} cannot be made ({error}): give another folder") from error
         name = type(self.model).__name__
         path = directory / f"{name}_groups.svg"
         picture = draw_groups(
@@ -599,6 +625,10 @@ class _Attempt:
         return good, [*bad, *worse]
 
 
+def _dtype_of(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
@@ -606,9 +636,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise ConfigurationError(f"skip_patterns: {pattern!r} is no regular expression: {error}") from error
 
 
-def _name_list(names: str | Sequence[str]) -> list[str]:
+def _name_list(names: Any, argument: str) -> list[str]:
     """A lone string is one name, not a sequence of letters."""
-    return [names] if isinstance(names, str) else list(names)
+    listed = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    strange = [name for name in listed if not isinstance(name, str)]
+    if strange:
+        raise ConfigurationError(f"{argument} holds {strange[0]!r}: give a string, or a list of them")
+    return listed
 
 
 __all__ = ["OTO", "Subnet"]

@@ -12,7 +12,6 @@ read back from the cut tensors (`_SIZES`).
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import re
@@ -30,7 +29,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from . import masking
 from .errors import CheckpointError, ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
-from .inputs import in_float64
+from .inputs import copy_module, in_float64
 from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
 
 logger = logging.getLogger(__name__)
@@ -542,25 +541,6 @@ def _library_version() -> str:
 # ----------------------------------------------------------------------------------------------------------------
 # Tensors
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def copy_module(module: nn.Module) -> nn.Module:
-    """``copy.deepcopy``, keeping marks on parameters, also where a weight is computed and kept with its graph."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in (*vars(part).values(), *part._buffers.values()):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        copied = copy.deepcopy(module, memo)
-    except Exception as error:
-        raise SurgeryError(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and the model given has to "
-            "stay as it is; remove from its attributes what copy.deepcopy cannot copy"
-        ) from error
-    for old, new in zip(module.parameters(), copied.parameters(), strict=True):
-        new.__dict__.update(old.__dict__)  # marks that users put on parameters; torch's own copy drops them
-    return copied
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ removed and has to reproduce the output bit for bit.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import warnings
@@ -23,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import TraceError
+from .errors import ConfigurationError, TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
-from .inputs import Inputs, call_model, clone_inputs, tensors_of
+from .inputs import Inputs, call_model, clone_inputs, copy_module, tensors_of
 from .sizes import SizeInt, SizeLog, expr_of
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,13 @@ def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph
         TraceError: the model cannot be copied or does not run.
         ConfigurationError: the inputs are missing or hold no tensor.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"{getattr(model, 'original_name', type(model).__name__)} is a ScriptModule, which cannot be cut: give the "
+            "module it was scripted or traced from"
+        )
     tensors_of(inputs)  # validates before anything is copied
     if provenance:
         try:
@@ -87,13 +93,7 @@ def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -
 
 def _record(model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bool) -> tuple[_Recorder, SizeLog | None]:
     """Run a copy of the model in evaluation mode."""
-    try:
-        model = copy.deepcopy(model)
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); tracing runs a copy so that "
-            "the model itself stays as it is. Remove computed tensors from the module's attributes first."
-        ) from error
+    model = copy_module(model, TraceError)
     model.eval()
     recorder = _Recorder(model, checksums=checksums)
     log = SizeLog() if provenance else None

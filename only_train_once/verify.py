@@ -21,8 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigurationError, TraceError, VerificationError
-from .inputs import Inputs, call_model, cast_inputs, clone_inputs, fresh_inputs, in_float64, validate_inputs
-from .surgery import copy_module
+from .inputs import (
+    Inputs,
+    call_model,
+    cast_inputs,
+    clone_inputs,
+    copy_module,
+    fresh_inputs,
+    in_float64,
+    validate_inputs,
+)
 
 logger = logging.getLogger(__name__)
 

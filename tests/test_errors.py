@@ -14,6 +14,7 @@ import logging
 import math
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,13 @@ def nan_at_scoring(world: World) -> None:
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient  # the bad ones are the caller's, everything else has to be as it was
+
+
+def script(world: World) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = torch.jit.trace(MLP(), X)
+    OTO(model, X)
 
 
 def with_nan_everywhere(world: World) -> None:
@@ -724,7 +732,79 @@ def _without_tensors(world: World) -> nn.Module:
     return load(folder, MLP)
 
 
-ROWS = [*HESSO, *ATTACH, *MODELS, *FACADE, *SUBNET, *TRAINING, *FILES]
+MISUSE = [
+    Row("trace-model", lambda w: trace(5, X), C, "model is a int: a torch.nn.Module is needed"),
+    Row(
+        "trace-script",
+        script,
+        TraceError,
+        "MLP is a ScriptModule.*give the module",
+    ),
+    Row("groups-graph", lambda w: find_groups(w.model), C, r"graph is a MLP: give what trace\(model, inputs\) returns"),
+    Row("inputs-without-model", lambda w: OTO(dummy_input=X), C, "dummy_input is given, but no model"),
+    *(
+        Row(f"no-model-{number}", functools.partial(lambda w, a: a(OTO()), a=act), C, "no model yet: OTO")
+        for number, act in enumerate(
+            [
+                lambda o: o.hesso(),
+                lambda o: o.attach(None),
+                lambda o: o.construct_subnet(),
+                lambda o: o.random_set_zero_groups(0.5),
+                lambda o: o.compute_flops(),
+                lambda o: o.compute_num_params(),
+                lambda o: o.visualize(),
+                lambda o: o.mark_unprunable_by_param_names(["fc1"]),
+                lambda o: o.mark_unprunable_by_node_ids([0]),
+            ]
+        )
+    ),
+    Row("initialize-again", lambda w: w.oto.initialize(ConvNet(), X), TraceError, "ConvNet does not run on"),
+    *(
+        Row(
+            f"zero-{value!r}",
+            functools.partial(lambda w, s: w.oto.random_set_zero_groups(s), s=value),
+            C,
+            "0 or more, and",
+        )
+        for value in ("0.5", [0.5], True)
+    ),
+    *(
+        Row(
+            f"zero-seed-{value!r}",
+            functools.partial(lambda w, s: w.oto.random_set_zero_groups(0.5, seed=s), s=value),
+            C,
+            "seed=.*: a whole number, at least 0, or None",
+        )
+        for value in ("1", 1.5, True, -1, 2**70)
+    ),
+    *(
+        Row(f"{name}-{value!r}", functools.partial(act, v=value), C, match)
+        for name, act, value, match in [
+            ("mark", lambda w, v: w.oto.mark_unprunable_by_param_names(v), [5], "param_names holds 5: give a string"),
+            (
+                "mark",
+                lambda w, v: w.oto.mark_unprunable_by_param_names(v),
+                None,
+                "param_names holds None: give a string",
+            ),
+            ("mark", lambda w, v: w.oto.mark_unprunable_by_param_names(v), ["layer-1"], "'layer-1' is no parameter"),
+            ("mark-node", lambda w, v: w.oto.mark_unprunable_by_node_ids(v), [-1], "-1 is no node"),
+            ("mark-node", lambda w, v: w.oto.mark_unprunable_by_node_ids(v), None, "node_ids is None: give a list"),
+            ("skip-pattern", lambda w, v: OTO(w.model, X, skip_patterns=v), 5, "skip_patterns holds 5: give a string"),
+            ("skip-operators", lambda w, v: w.oto.skip_operators(v), 5, "operators holds 5: give a string"),
+            ("clusters", lambda w, v: w.oto.cluster_node_groups(v), "1", "num_clusters='1': 1 to 1"),
+            ("clusters", lambda w, v: w.oto.cluster_node_groups(v), True, "num_clusters=True: 1 to 1"),
+            ("save", lambda w, v: w.subnet().save(v), None, "out_dir is None: give a folder's path"),
+            ("out_dir", lambda w, v: w.oto.construct_subnet(v), 5, "5 is no folder: give a path"),
+            ("visualize", lambda w, v: w.oto.visualize(v), 5, "out_dir is 5: give a folder's path"),
+        ]
+    ),
+    Row("out_dir-file", lambda w: w.oto.construct_subnet(w.file), C, "file is a file: give a folder's path"),
+    Row("visualize-file", lambda w: w.oto.visualize(w.file), C, "file cannot be made .*give another folder"),
+]
+
+
+ROWS = [*MISUSE, *HESSO, *ATTACH, *MODELS, *FACADE, *SUBNET, *TRAINING, *FILES]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
@@ -986,3 +1066,38 @@ def test_operators_that_are_skipped_freeze_what_they_touch() -> None:
     graph = trace(fresh_model(), X)
     assert len(find_groups(graph).prunable) == 1
     assert len(find_groups(graph, skip_operators=["gelu"]).prunable) == 0
+
+
+class Counts(MLP):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_attributes_that_a_forward_writes_stay() -> None:
+    model = Counts()
+    oto = OTO(model, X)
+    oto.compute_flops()
+    subnet = oto.construct_subnet()
+    assert model.calls == subnet.model.calls == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_model_may_change_its_dtype_after_the_analysis(dtype: torch.dtype) -> None:
+    model = fresh_model()
+    oto = OTO(model, X)
+    oto.random_set_zero_groups(0.5, seed=0)
+    model.to(dtype)
+    assert oto.construct_subnet().model.fc1.weight.dtype is dtype
+
+
+def test_shares_are_read_as_decimals() -> None:
+    """0.29 of 100 units are 29, though 100 * 0.29 is 28.999999999999996."""
+    model = nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 3))
+    oto = OTO(model, X)
+    oto.random_set_zero_groups(0.29, seed=0)
+    assert oto.construct_subnet().model[0].out_features == 71
