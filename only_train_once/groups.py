@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .axes import Axes, analyse
 from .errors import ConfigurationError
-from .graph import Graph
+from .graph import Graph, ValueKind
 from .labels import Kind, Solution, kinds_of
 
 
@@ -328,25 +328,30 @@ def _group_name(graph: Graph, slices: Sequence[ParamSlice], kind: Kind) -> str:
 
 
 def _frozen_groups(axes: Axes) -> list[PruningGroup]:
-    """What cannot be removed, by the tensor dim that would have produced it, with the reason."""
-    solution = axes.solution
-    kinds = _kinds(solution)
-    groups: list[PruningGroup] = []
-    names: dict[str, int] = {}
+    """What cannot be removed and why: one group for all the parameter dims that share the axis."""
+    solution, kinds = axes.solution, _kinds(axes.solution)
+    found: dict[tuple[bytes, int], list[ParamSlice]] = {}
+    kind_of: dict[tuple[bytes, int], Kind] = {}
     for name, dim, role, ids in _places(axes):
-        if role is not Role.ZERO and not (role is Role.FOLLOW and dim == 0):
+        if not role.is_tensor or axes.graph.values[axes.graph.tensors[name]].kind is not ValueKind.PARAMETER:
             continue
         classes = solution.of_id[ids]
         stuck = solution.frozen[classes]
-        if not stuck.any():
-            continue
         for reason in np.unique(solution.reason[classes[stuck]]):
             positions = np.flatnonzero(stuck & (solution.reason[classes] == reason))
-            label = f"{name}[{dim}]"
-            names[label] = names.get(label, 0) + 1
-            label = label if names[label] == 1 else f"{label}#{names[label]}"
-            kind = list(Kind)[int(kinds[classes[positions[0]]])]
-            where = (ParamSlice(name, dim, positions[:, None], role, len(ids)),)
-            text = solution.reasons[reason] if reason >= 0 else "is fixed"
-            groups.append(PruningGroup(label, kind, where, False, text))
+            key = (classes[positions].tobytes(), int(reason))
+            kind_of.setdefault(key, list(Kind)[int(kinds[classes[positions[0]]])])
+            found.setdefault(key, []).append(ParamSlice(name, dim, positions[:, None], role, len(ids)))
+    groups: list[PruningGroup] = []
+    names: dict[str, int] = {}
+    for (key, slices), kind in zip(found.items(), kind_of.values(), strict=True):
+        made = [s for s in slices if s.role is Role.ZERO or (s.role is Role.FOLLOW and s.dim == 0)]
+        if not made:
+            continue  # only read, or inside of a kernel: no layer of this network makes the axis
+        first = made[0]
+        label = f"{first.param}[{first.dim}]"
+        names[label] = names.get(label, 0) + 1
+        label = label if names[label] == 1 else f"{label}#{names[label]}"
+        text = solution.reasons[key[1]] if key[1] >= 0 else "is fixed"
+        groups.append(PruningGroup(label, kind, tuple(slices), False, text))
     return groups
