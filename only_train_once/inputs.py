@@ -1,4 +1,4 @@
-"""How a model is called and copied: the three forms of example inputs, fresh ones like them, and a run in float64.
+"""How a model is called, copied and read: example inputs and fresh ones like them, outputs, a run in float64.
 
 Inputs are a tensor, a tuple (positional arguments) or a dictionary (keyword arguments).
 """
@@ -6,6 +6,7 @@ Inputs are a tensor, a tuple (positional arguments) or a dictionary (keyword arg
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -61,6 +62,35 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     return model(**inputs)
+
+
+def named_outputs(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model's output and where they are: in tensors, sequences, mappings and dataclasses.
+
+    Other objects are opaque: what a key-value cache holds is no output that a caller computes with.
+    """
+    if isinstance(output, Tensor):
+        yield name, output
+    elif isinstance(output, Mapping):
+        for key, entry in output.items():
+            yield from named_outputs(entry, f"{name}[{key!r}]")
+    elif isinstance(output, (list, tuple)):
+        for place, entry in enumerate(output):
+            yield from named_outputs(entry, f"{name}[{place}]")
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for each in dataclasses.fields(output):
+            yield from named_outputs(getattr(output, each.name), f"{name}.{each.name}")
+
+
+@contextmanager
+def no_fast_paths() -> Iterator[None]:
+    """Inside, transformer layers run operator by operator: the fused kernels hide them, and know no float64 mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.Module:

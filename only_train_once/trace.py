@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import ConfigurationError, TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
-from .inputs import Inputs, call_model, clone_inputs, copy_module, tensors_of
+from .inputs import Inputs, call_model, clone_inputs, copy_module, named_outputs, no_fast_paths, tensors_of
 from .sizes import SizeInt, SizeLog, expr_of
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
             stack.enter_context(torch.no_grad())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            stack.enter_context(_no_fast_paths())
+            stack.enter_context(no_fast_paths())
             stack.enter_context(recorder.module_hooks())
             if log is not None:
                 log.enabled = True
@@ -600,36 +600,12 @@ def _inline_python_functions() -> Iterator[None]:
             setattr(module, name, function)
 
 
-@contextmanager
-def _no_fast_paths() -> Iterator[None]:
-    """Fused transformer kernels hide what the layers do; switch them off for this run."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
 # ---------------------------------------------------------------- small helpers
 
 
 def output_tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of a model's output: in tensors, sequences, mappings and dataclasses.
-
-    Other objects are opaque: what a key-value cache holds is no output that a caller computes with.
-    """
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from output_tensors(item)
-    elif isinstance(output, (list, tuple)):
-        for item in output:
-            yield from output_tensors(item)
-    elif hasattr(output, "__dataclass_fields__"):
-        for name in output.__dataclass_fields__:
-            yield from output_tensors(getattr(output, name, None))
+    """The tensors of a model's output, see `named_outputs`."""
+    return (tensor for _, tensor in named_outputs(output))
 
 
 def _int_attributes(module: nn.Module) -> dict[str, int]:

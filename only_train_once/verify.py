@@ -9,11 +9,10 @@ are compared in evaluation mode, and in training mode where the full network is 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,8 @@ from .inputs import (
     copy_module,
     fresh_inputs,
     in_float64,
+    named_outputs,
+    no_fast_paths,
     validate_inputs,
 )
 
@@ -109,7 +110,7 @@ def verify_subnet(
     """
     _check_arguments(full, subnet, inputs, samples, seed, tolerance)
     devices = sorted({t.device.index or 0 for t in full.parameters() if t.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), _plain_attention():
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), no_fast_paths():
         bench = _set_up(full, subnet, inputs, samples, seed)
         allowed = _TOLERANCE[bench.dtype] if tolerance is None else tolerance
         worst, names, skipped = _compare(bench, "eval", allowed, ignore_shape_mismatch)
@@ -151,7 +152,7 @@ class _Bench:
         model.train(mode == "train")
         torch.manual_seed(seed)
         with in_float64() if self.dtype is torch.float64 else nullcontext():
-            return dict(_flatten(call_model(model, clone_inputs(inputs)), "output"))
+            return dict(_flatten(call_model(model, clone_inputs(inputs))))
 
 
 def _set_up(full: nn.Module, subnet: nn.Module, inputs: Inputs, samples: int, seed: int) -> _Bench:
@@ -261,30 +262,9 @@ def _difference(full: Tensor, found: Tensor, scale: float) -> float:
     return gap / unit if unit else math.inf
 
 
-def _flatten(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Floating tensors of an output with names; objects that are no containers (caches) are left out."""
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            value = torch.view_as_real(value)
-        if value.is_floating_point():
-            yield name, value.detach()
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _flatten(entry, f"{name}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for place, entry in enumerate(value):
-            yield from _flatten(entry, f"{name}[{place}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for each in dataclasses.fields(value):
-            yield from _flatten(getattr(value, each.name), f"{name}.{each.name}")
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """The fused inference path of nn.TransformerEncoder has its own kernels, which know no float64 mode."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+def _flatten(output: Any) -> Iterator[tuple[str, Tensor]]:
+    """Floating tensors of an output with names."""
+    for name, tensor in named_outputs(output):
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        if real.is_floating_point():
+            yield name, real.detach()
