@@ -7,6 +7,8 @@ that; `obeys` checks it id by id, without the solver's own data.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -463,7 +465,7 @@ def test_long_chains_solve_without_recursion() -> None:
     """5,000 equalities, 5,000 products side by side, and products nested 300 deep."""
     store = LabelStore()
     labels = [store.fresh(4, True) for _ in range(5000)]
-    for a, b in zip(labels, labels[1:], strict=False):
+    for a, b in pairwise(labels):
         store.equal(a.ids, b.ids)
     for label in labels:
         store.split(label, [2, 2])

@@ -136,31 +136,32 @@ def flat(function: Callable[..., Any], units: int, width: int = 8, after: int = 
     return Row(
         lambda: Net(
             lambda m, x: m.o(function(m, m.a(x))),
-            a=nn.Linear(5, width), o=nn.Linear(after, 3), **{k: v() if callable(v) else v for k, v in parts.items()},
+            a=nn.Linear(5, width),
+            o=nn.Linear(after, 3),
+            **{k: v() if callable(v) else v for k, v in parts.items()},
         ),
-        floats((3, 5)), units,
-    )  # fmt: skip
+        floats((3, 5)),
+        units,
+    )
 
 
-def seq(
-    function: Callable[..., Any], units: int, width: int = 8, after: int = 8, length: int = 4, **parts: Any
-) -> Row:
+def seq(function: Callable[..., Any], units: int, width: int = 8, after: int = 8, length: int = 4, **parts: Any) -> Row:
     """The same on tokens (2, length, 5)."""
     return Row(flat(function, units, width, after, **parts).build, floats((2, length, 5)), units)
 
 
-def image(
-    function: Callable[..., Any], units: int, width: int = 8, after: int = 8, size: int = 6, **parts: Any
-) -> Row:
+def image(function: Callable[..., Any], units: int, width: int = 8, after: int = 8, size: int = 6, **parts: Any) -> Row:
     """convolution 3 -> width, the operator, convolution after -> 2, on (2, 3, size, size)."""
     return Row(
         lambda: Net(
             lambda m, x: m.o(function(m, m.a(x))),
-            a=nn.Conv2d(3, width, 3, padding=1), o=nn.Conv2d(after, 2, 1),
+            a=nn.Conv2d(3, width, 3, padding=1),
+            o=nn.Conv2d(after, 2, 1),
             **{k: v() if callable(v) else v for k, v in parts.items()},
         ),
-        floats((2, 3, size, size)), units,
-    )  # fmt: skip
+        floats((2, 3, size, size)),
+        units,
+    )
 
 
 def conv(
@@ -182,38 +183,45 @@ def parameter(*shape: int) -> Callable[[], nn.Parameter]:
     return lambda: nn.Parameter(torch.randn(shape))
 
 
-def two(function: Callable[..., Any], units: int, shape: tuple[int, ...] = (2, 4, 5), after: int = 8, **parts: Any) -> Row:
+def two(
+    function: Callable[..., Any], units: int, shape: tuple[int, ...] = (2, 4, 5), after: int = 8, **parts: Any
+) -> Row:
     """Two linear layers 5 -> 8 on the same input, an operator of both, linear after -> 3."""
     return Row(
         lambda: Net(
             lambda m, x: m.o(function(m, m.a(x), m.b(x))),
-            a=nn.Linear(5, 8), b=nn.Linear(5, 8), o=nn.Linear(after, 3),
+            a=nn.Linear(5, 8),
+            b=nn.Linear(5, 8),
+            o=nn.Linear(after, 3),
             **{k: v() if callable(v) else v for k, v in parts.items()},
         ),
-        floats(shape), units,
-    )  # fmt: skip
+        floats(shape),
+        units,
+    )
 
 
-def attention(
-    core: Callable[..., Tensor], units: int, kv: int = 3, free: bool = False, rotate: bool = False
-) -> Row:
+def attention(core: Callable[..., Tensor], units: int, kv: int = 3, free: bool = False, rotate: bool = False) -> Row:
     """Three query heads of 4 over ``kv`` key-value heads, the head-dim an attribute or (``free``) left to be found."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q = m.q(x).view(b, n, m.heads, -1) if free else m.q(x).view(b, n, -1, m.head_dim)
-        k, v = (
-            layer(x).view(b, n, m.kv, -1) if free else layer(x).view(b, n, -1, m.head_dim) for layer in (m.k, m.v)
-        )
+        k, v = (layer(x).view(b, n, m.kv, -1) if free else layer(x).view(b, n, -1, m.head_dim) for layer in (m.k, m.v))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return m.o(core(m, q, k, v).transpose(1, 2).reshape(b, n, -1))
 
     def build() -> nn.Module:
         heads = 3 if kv in (1, 3) else 4
         return Net(
-            forward, q=nn.Linear(5, heads * 4), k=nn.Linear(5, kv * 4), v=nn.Linear(5, kv * 4),
-            o=nn.Linear(heads * 4, 3), heads=heads, kv=kv, head_dim=4,
-        )  # fmt: skip
+            forward,
+            q=nn.Linear(5, heads * 4),
+            k=nn.Linear(5, kv * 4),
+            v=nn.Linear(5, kv * 4),
+            o=nn.Linear(heads * 4, 3),
+            heads=heads,
+            kv=kv,
+            head_dim=4,
+        )
 
     return Row(build, floats((2, 5, 5)), units)
 
@@ -248,8 +256,11 @@ CONTRACTION = {
     "mm_transposed": flat(lambda m, x: torch.mm(m.w.t(), x.t()).t(), 16, w=parameter(8, 8)),
     "mv": flat(lambda m, x: torch.mv(x, m.w)[:, None], 8, after=1, w=parameter(8)),
     "dot": Row(
-        lambda: Net(lambda m, x: m.o(torch.dot(m.a(x), m.w)[None]), a=nn.Linear(5, 8), w=parameter(8)(), o=nn.Linear(1, 2)),
-        floats((5,)), 8,
+        lambda: Net(
+            lambda m, x: m.o(torch.dot(m.a(x), m.w)[None]), a=nn.Linear(5, 8), w=parameter(8)(), o=nn.Linear(1, 2)
+        ),
+        floats((5,)),
+        8,
     ),
     "addmm": flat(lambda m, x: torch.addmm(m.b, x, m.w, beta=2, alpha=3), 16, w=parameter(8, 8), b=parameter(8)),
     # a bias that is one number for all channels cannot be zero for one of them: the readers have to be
@@ -264,16 +275,18 @@ CONTRACTION = {
     "einsum_heads": Row(  # weights with a head axis of their own
         lambda: Net(
             lambda m, x: torch.einsum("bnhd,hde->bne", torch.einsum("bne,ehd->bnhd", x, m.v), m.w),
-            v=parameter(5, 3, 4)(), w=parameter(3, 4, 2)(),
+            v=parameter(5, 3, 4)(),
+            w=parameter(3, 4, 2)(),
         ),
-        floats((2, 6, 5)), 7,
+        floats((2, 6, 5)),
+        7,
     ),
     "cdist": two(lambda m, x, y: torch.cdist(x, y), 8, after=4),
     "cdist_one": two(lambda m, x, y: torch.cdist(x, y, p=1.0), 8, after=4),
     "bilinear_has_no_rule": two(lambda m, x, y: m.c(x, y), 0, after=4, c=lambda: nn.Bilinear(8, 8, 4)),
     # what enters a recurrent layer can leave; the gates inside are cut by sizes that the code does not name
     "recurrent": seq(lambda m, x: m.r(x)[0], 8, r=lambda: nn.LSTM(8, 8, batch_first=True)),
-}  # fmt: skip
+}
 
 CONVOLUTION = {
     "conv1d": conv(lambda: nn.Conv1d(8, 6, 3, padding=1), 14, space=1),
@@ -304,31 +317,44 @@ CONVOLUTION = {
     "grouped_misaligned": Row(
         lambda: Net(
             lambda m, x: m.o(m.c(F.relu(m.b(F.relu(m.a(x)))))),
-            a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 12, 1, groups=4), c=nn.Conv2d(12, 6, 1, groups=3), o=nn.Conv2d(6, 2, 1),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 12, 1, groups=4),
+            c=nn.Conv2d(12, 6, 1, groups=3),
+            o=nn.Conv2d(6, 2, 1),
         ),
-        floats((2, 3, 4, 4)), 2 + 2,
+        floats((2, 3, 4, 4)),
+        2 + 2,
     ),
     # 8 = 4 * 2 = 2 * 4 could be read as 2 * 2 * 2, which the solver does not do: what is inside of the first one's
     # groups on its input side is left, and the outputs of the second
     "grouped_nested": Row(
         lambda: Net(
             lambda m, x: m.o(m.c(F.relu(m.b(F.relu(m.a(x)))))),
-            a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1, groups=4), c=nn.Conv2d(8, 6, 1, groups=2), o=nn.Conv2d(6, 2, 1),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(8, 8, 1, groups=4),
+            c=nn.Conv2d(8, 6, 1, groups=2),
+            o=nn.Conv2d(6, 2, 1),
         ),
-        floats((2, 3, 4, 4)), 2 + 3,
+        floats((2, 3, 4, 4)),
+        2 + 3,
     ),
     "weight_shared": Row(
-        lambda: Net(lambda m, x: m.o(m.b(F.relu(m.b(m.a(x))))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), o=nn.Conv2d(8, 2, 1)),
-        floats((2, 3, 4, 4)), 8,
+        lambda: Net(
+            lambda m, x: m.o(m.b(F.relu(m.b(m.a(x))))), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), o=nn.Conv2d(8, 2, 1)
+        ),
+        floats((2, 3, 4, 4)),
+        8,
     ),
     # the statistics of a standardized weight run over its input channels: 6 outputs are free, the 8 inputs are not
     "weight_standardized": image(
         lambda m, x: F.conv2d(
             x, F.batch_norm(m.w.reshape(1, m.w.shape[0], -1), None, None, training=True, eps=1e-4).reshape(m.w.shape)
         ),
-        6, after=6, w=parameter(6, 8, 1, 1),
+        6,
+        after=6,
+        w=parameter(6, 8, 1, 1),
     ),
-}  # fmt: skip
+}
 
 NORM = {
     "batch_norm1d": flat(lambda m, x: F.relu(m.n(x)), 8, n=lambda: nn.BatchNorm1d(8)),
@@ -336,7 +362,8 @@ NORM = {
     "batch_norm2d": image(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm2d(8)),
     "batch_norm3d": Row(
         lambda: Net(lambda m, x: m.o(m.n(m.a(x))), a=nn.Conv3d(3, 8, 1), n=nn.BatchNorm3d(8), o=nn.Conv3d(8, 2, 1)),
-        floats((2, 3, 4, 4, 4)), 8,
+        floats((2, 3, 4, 4, 4)),
+        8,
     ),
     "batch_norm_plain": image(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm2d(8, affine=False)),
     "batch_norm_no_statistics": image(lambda m, x: m.n(x), 8, n=lambda: nn.BatchNorm2d(8, track_running_stats=False)),
@@ -365,22 +392,28 @@ NORM = {
     "instance_norm1d": seq(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), 8, n=lambda: nn.InstanceNorm1d(8)),
     "weight_norm": Row(
         lambda: Net(
-            lambda m, x: m.o(F.relu(m.a(x))), a=nn.utils.parametrizations.weight_norm(nn.Linear(5, 8)), o=nn.Linear(8, 3)
+            lambda m, x: m.o(F.relu(m.a(x))),
+            a=nn.utils.parametrizations.weight_norm(nn.Linear(5, 8)),
+            o=nn.Linear(8, 3),
         ),
-        floats((3, 5)), 8,
+        floats((3, 5)),
+        8,
     ),
     # a norm over the rows of the reader's weight counts the columns of removed units: they stay
     "weight_norm_reader": Row(
         lambda: Net(
-            lambda m, x: m.o(F.relu(m.a(x))), a=nn.Linear(5, 8), o=nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))
+            lambda m, x: m.o(F.relu(m.a(x))),
+            a=nn.Linear(5, 8),
+            o=nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)),
         ),
-        floats((3, 5)), 0,
+        floats((3, 5)),
+        0,
     ),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),
     "local_response_has_a_window": image(lambda m, x: F.local_response_norm(x, 3), 0),
-}  # fmt: skip
+}
 
 ATTENTION = {
     "softmax_tokens": seq(lambda m, x: x.softmax(1), 8),
@@ -403,8 +436,11 @@ ATTENTION = {
         3 + 4,
     ),
     "fused_float_mask": attention(
-        lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=torch.linspace(0, 1, 25, dtype=q.dtype).view(5, 5)),
-        3 + 4, free=True,
+        lambda m, q, k, v: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=torch.linspace(0, 1, 25, dtype=q.dtype).view(5, 5)
+        ),
+        3 + 4,
+        free=True,
     ),
     # 2 key-value heads with their 2 query heads each; the j-th query head of both would not be zero by its values
     "grouped_query": attention(sdpa(scale=0.3, enable_gqa=True), 2 + 4, kv=2),
@@ -412,28 +448,31 @@ ATTENTION = {
         lambda m, q, k, v: by_hand(m, q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)), 2 + 4, kv=2
     ),
     "grouped_query_expand": attention(
-        lambda m, q, k, v: by_hand(
-            m, q.unflatten(1, (-1, 2)), k.unsqueeze(2), v.unsqueeze(2)
-        ).flatten(1, 2),
-        2 + 4, kv=2,
+        lambda m, q, k, v: by_hand(m, q.unflatten(1, (-1, 2)), k.unsqueeze(2), v.unsqueeze(2)).flatten(1, 2),
+        2 + 4,
+        kv=2,
     ),
     # one key-value head that all query heads share has to stay; they may leave
-    "multi_query": attention(lambda m, q, k, v: by_hand(m, q, k.expand(-1, 3, -1, -1), v.expand(-1, 3, -1, -1)), 4, kv=1),
+    "multi_query": attention(
+        lambda m, q, k, v: by_hand(m, q, k.expand(-1, 3, -1, -1), v.expand(-1, 3, -1, -1)), 4, kv=1
+    ),
     # a removed position would be 1 in queries and keys, and one attribute counts it for values too: heads are left
     "linear_attention": attention(lambda m, q, k, v: (F.elu(q) + 1) @ ((F.elu(k) + 1).transpose(-2, -1) @ v), 3),
     "linear_attention_free": attention(
         lambda m, q, k, v: (F.elu(q) + 1) @ ((F.elu(k) + 1).transpose(-2, -1) @ v), 3 + 4, free=True
     ),
-}  # fmt: skip
+}
 
 SHAPE = {
     "flatten": Row(
         lambda: Net(lambda m, x: m.o(F.relu(m.a(x)).flatten(1)), a=nn.Conv2d(3, 8, 1), o=nn.Linear(32, 3)),
-        floats((2, 3, 2, 2)), 8,
+        floats((2, 3, 2, 2)),
+        8,
     ),
     "flatten_channels_last": Row(
         lambda: Net(lambda m, x: m.o(m.a(x).permute(0, 2, 3, 1).flatten(1)), a=nn.Conv2d(3, 8, 1), o=nn.Linear(32, 3)),
-        floats((2, 3, 2, 2)), 8,
+        floats((2, 3, 2, 2)),
+        8,
     ),
     "view_batch": seq(lambda m, x: x.view(-1, x.shape[-1]).view(x.shape), 8),
     # the attribute counts 4 and the rest is found: 4 rows and 2 columns of the grid
@@ -463,9 +502,12 @@ SHAPE = {
     "attribute_counts_the_input": Row(
         lambda: Net(
             lambda m, x: m.o(m.a(x).view(3, m.h, -1).sum(1)) + x.view(3, m.h, -1).sum(1).cos().sum(1, keepdim=True),
-            a=nn.Linear(8, 8), o=nn.Linear(2, 3), h=4,
+            a=nn.Linear(8, 8),
+            o=nn.Linear(2, 3),
+            h=4,
         ),
-        floats((3, 8)), 2,
+        floats((3, 8)),
+        2,
     ),
     "expand_as": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand_as(x), 8),
     "expand_as_flat": seq(lambda m, x: x.norm(dim=-1, keepdim=True).expand_as(x).flatten(1), 8, after=32),
@@ -522,7 +564,8 @@ SHAPE = {
     "cat_tokens": two(lambda m, x, y: torch.cat([x, y], 1), 8),
     "cat_input": Row(
         lambda: Net(lambda m, x: m.o(torch.cat([x, m.a(x), x], 1)), a=nn.Linear(5, 8), o=nn.Linear(18, 3)),
-        floats((3, 5)), 8,
+        floats((3, 5)),
+        8,
     ),
     "cat_twice": flat(lambda m, x: torch.cat([x, x.sigmoid()], 1), 8, after=16),
     "hstack": two(lambda m, x, y: torch.hstack([x, y]), 16, shape=(3, 5), after=16),
@@ -545,15 +588,21 @@ SHAPE = {
     "roll_channels": flat(lambda m, x: x.roll(2, 1), 0),
     "roll_flat": flat(lambda m, x: x.roll(2), 0),
     "tril": Row(
-        lambda: Net(lambda m, x: m.o(m.a(x).transpose(1, 2).view(2, -1, 2, 2).tril().flatten(2).mT), a=nn.Linear(5, 8), o=nn.Linear(8, 3)),
-        floats((2, 4, 5)), 8,
+        lambda: Net(
+            lambda m, x: m.o(m.a(x).transpose(1, 2).view(2, -1, 2, 2).tril().flatten(2).mT),
+            a=nn.Linear(5, 8),
+            o=nn.Linear(8, 3),
+        ),
+        floats((2, 4, 5)),
+        8,
     ),
     "tril_channels": seq(lambda m, x: x.tril(), 0),
     "windows": seq(lambda m, x: x.unfold(1, 2, 1).sum(-1), 8),
     "windows_channels": seq(lambda m, x: x.unfold(2, 2, 1).sum(-1), 0, after=7),
     "unfold": Row(
         lambda: Net(lambda m, x: m.o(F.unfold(m.a(x), 2).transpose(1, 2)), a=nn.Conv2d(3, 8, 1), o=nn.Linear(32, 3)),
-        floats((2, 3, 4, 4)), 8,
+        floats((2, 3, 4, 4)),
+        8,
     ),
     "fold": image(lambda m, x: F.fold(F.unfold(x, 2, stride=2) * 2, (6, 6), 2, stride=2), 8),
     "pixel_shuffle": image(lambda m, x: F.pixel_shuffle(x, 2), 4, width=16, after=4),
@@ -568,8 +617,11 @@ SHAPE = {
     "glu_channels": image(lambda m, x: F.glu(x, 1), 4, after=4),
     "glu_tokens": seq(lambda m, x: F.glu(x, 1), 8),
     "diagonal": Row(
-        lambda: Net(lambda m, x: m.o(m.a(x).diagonal(dim1=1, dim2=2).transpose(1, 2)), a=nn.Linear(5, 8), o=nn.Linear(8, 3)),
-        floats((2, 4, 4, 5)), 8,
+        lambda: Net(
+            lambda m, x: m.o(m.a(x).diagonal(dim1=1, dim2=2).transpose(1, 2)), a=nn.Linear(5, 8), o=nn.Linear(8, 3)
+        ),
+        floats((2, 4, 4, 5)),
+        8,
     ),
     "complex_pairs": flat(  # pairs rotate together
         lambda m, x: torch.view_as_real(torch.view_as_complex(x.view(3, -1, 2)) * 1j).flatten(1), 4
@@ -579,10 +631,8 @@ SHAPE = {
     "as_strided_windows": flat(lambda m, x: torch.as_strided(x, (3, 4), (8, 2)), 0, after=4),
     "view_dtype": flat(lambda m, x: x.view(torch.int64).view(torch.float64), 8),
     "block_of_zeros": flat(lambda m, x: torch.cat([x, torch.zeros(3, 4, dtype=x.dtype)], 1), 8, after=12),
-    "rotate_half": flat(
-        lambda m, x: x * 2 + torch.cat([-x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1), 4
-    ),
-}  # fmt: skip
+    "rotate_half": flat(lambda m, x: x * 2 + torch.cat([-x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1), 4),
+}
 
 REDUCTION = {
     "sum_channels": flat(lambda m, x: x.sum(-1, keepdim=True), 8, after=1),
@@ -602,12 +652,15 @@ REDUCTION = {
     "max_tokens": seq(lambda m, x: x.max(1).values, 8),
     "amax_space": image(lambda m, x: x.amax((2, 3), keepdim=True), 8),
     # a grouped convolution asks for zeros, and the largest of zeros is zero
-    "amax_grouped": image(lambda m, x: m.g(x.amax((2, 3), keepdim=True)), 2 + 4 + 4, g=lambda: nn.Conv2d(8, 8, 1, groups=2)),
+    "amax_grouped": image(
+        lambda m, x: m.g(x.amax((2, 3), keepdim=True)), 2 + 4 + 4, g=lambda: nn.Conv2d(8, 8, 1, groups=2)
+    ),
     "max_channels": flat(lambda m, x: x.max(-1, keepdim=True).values, 0, after=1),
     "max_of_two": two(lambda m, x, y: torch.max(x, y), 8),
     "argmax_tokens": Row(
         lambda: Net(lambda m, x: m.o(m.a(x).argmax(1).to(x.dtype)), a=nn.Linear(5, 8), o=nn.Linear(8, 3)),
-        floats((2, 4, 5)), 8,
+        floats((2, 4, 5)),
+        8,
     ),
     "min_tokens": seq(lambda m, x: x.min(1).values, 8),
     "min_index": seq(lambda m, x: x.min(1).indices.to(x.dtype), 8),
@@ -633,7 +686,7 @@ REDUCTION = {
     "topk_tokens": seq(lambda m, x: x.topk(2, 1).values, 8),
     "topk_index": seq(lambda m, x: x.topk(2, 1).indices.to(x.dtype), 8),
     "topk_channels": seq(lambda m, x: x.topk(2, -1).values, 0, after=2),
-}  # fmt: skip
+}
 
 _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "max_pool": lambda x: F.max_pool2d(x, 2),
@@ -674,8 +727,9 @@ _VOLUME: dict[str, Callable[[Tensor], Tensor]] = {
 def volume(function: Callable[[Tensor], Tensor]) -> Row:
     return Row(
         lambda: Net(lambda m, x: m.o(function(m.a(x))), a=nn.Conv3d(3, 8, 1), o=nn.Conv3d(8, 2, 1)),
-        floats((2, 3, 4, 4, 4)), 8,
-    )  # fmt: skip
+        floats((2, 3, 4, 4, 4)),
+        8,
+    )
 
 
 def over(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -697,35 +751,49 @@ SPATIAL = {
     "max_unpool": image(lambda m, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), 8),
     "max_unpool_other": Row(
         lambda: Net(
-            lambda m, x: m.o(F.max_unpool2d(m.b(F.max_pool2d(x, 2)), F.max_pool2d(m.a(x), 2, return_indices=True)[1], 2)),
-            a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 8, 1), o=nn.Conv2d(8, 2, 1),
+            lambda m, x: m.o(
+                F.max_unpool2d(m.b(F.max_pool2d(x, 2)), F.max_pool2d(m.a(x), 2, return_indices=True)[1], 2)
+            ),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(3, 8, 1),
+            o=nn.Conv2d(8, 2, 1),
         ),
-        floats((2, 3, 4, 4)), 8,
+        floats((2, 3, 4, 4)),
+        8,
     ),
     "max_unpool3d": Row(
         lambda: Net(
             lambda m, x: m.o(F.max_unpool3d(*F.max_pool3d(m.a(x), 2, return_indices=True), 2)),
-            a=nn.Conv3d(3, 8, 1), o=nn.Conv3d(8, 2, 1),
+            a=nn.Conv3d(3, 8, 1),
+            o=nn.Conv3d(8, 2, 1),
         ),
-        floats((2, 3, 4, 4, 4)), 8,
+        floats((2, 3, 4, 4, 4)),
+        8,
     ),
     "fractional_pool_is_random": image(lambda m, x: F.fractional_max_pool2d(x, 2, output_size=3), 0),
     "grid_sample": image(
-        lambda m, x: F.grid_sample(x, m.grid.to(x.dtype), align_corners=False), 8,
+        lambda m, x: F.grid_sample(x, m.grid.to(x.dtype), align_corners=False),
+        8,
         grid=lambda: torch.rand(2, 3, 5, 2) * 2 - 1,
     ),
     "affine_grid": image(
-        lambda m, x: F.grid_sample(x, F.affine_grid(m.theta.to(x.dtype), [2, 1, 6, 6], align_corners=False), align_corners=False),
-        8, theta=lambda: torch.randn(2, 2, 3),
+        lambda m, x: F.grid_sample(
+            x, F.affine_grid(m.theta.to(x.dtype), [2, 1, 6, 6], align_corners=False), align_corners=False
+        ),
+        8,
+        theta=lambda: torch.randn(2, 2, 3),
     ),
     "deform_by_itself": Row(  # the channels that steer are positions
         lambda: Net(
             lambda m, x: m.o(F.grid_sample(m.a(x), m.b(x).permute(0, 2, 3, 1).tanh(), align_corners=True)),
-            a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 2, 1), o=nn.Conv2d(8, 2, 1),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(3, 2, 1),
+            o=nn.Conv2d(8, 2, 1),
         ),
-        floats((2, 3, 4, 4)), 8,
+        floats((2, 3, 4, 4)),
+        8,
     ),
-}  # fmt: skip
+}
 
 _ROWS_AT = torch.tensor([2, 0, 1])
 
@@ -741,8 +809,14 @@ LOOKUP = {
     "embedding_tied": Row(
         lambda: Net(lambda m, x: m.f(m.e(x)) @ m.e.weight.t(), e=nn.Embedding(10, 8), f=nn.Linear(8, 8)), ids, 8
     ),
-    "one_hot": Row(lambda: Net(lambda m, x: m.b(F.relu(m.a(F.one_hot(x, 10).double()))), a=nn.Linear(10, 8), b=nn.Linear(8, 3)), ids, 8),
-    "embedding_bag_has_no_rule": Row(lambda: Net(lambda m, x: m.o(m.e(x)), e=nn.EmbeddingBag(10, 8), o=nn.Linear(8, 3)), ids, 0),
+    "one_hot": Row(
+        lambda: Net(lambda m, x: m.b(F.relu(m.a(F.one_hot(x, 10).double()))), a=nn.Linear(10, 8), b=nn.Linear(8, 3)),
+        ids,
+        8,
+    ),
+    "embedding_bag_has_no_rule": Row(
+        lambda: Net(lambda m, x: m.o(m.e(x)), e=nn.EmbeddingBag(10, 8), o=nn.Linear(8, 3)), ids, 0
+    ),
     "index_tokens": seq(lambda m, x: x[:, _ROWS_AT], 8),
     "index_pairs": seq(lambda m, x: x[torch.tensor([0, 1, 1]), _ROWS_AT], 8),
     "index_apart": image(lambda m, x: x[torch.tensor([0, 1]), :, torch.tensor([1, 2])][..., None], 8),
@@ -759,51 +833,110 @@ LOOKUP = {
     "scatter_add": seq(lambda m, x: torch.zeros_like(x).scatter_add(1, torch.zeros(2, 4, 8, dtype=torch.int64), x), 0),
     "index_add": seq(lambda m, x: torch.zeros_like(x).index_add(1, torch.tensor([0, 0, 1, 2]), x), 0),
     "index_put": seq(lambda m, x: in_place(lambda m, y: y.__setitem__((slice(None), _ROWS_AT), 1.0))(m, x), 0),
-}  # fmt: skip
+}
 
 _MASK = torch.tensor([True, False, True, False])[:, None]
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu, "mish": F.mish,
-    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": F.softplus, "hardsigmoid": F.hardsigmoid,
-    "hardswish": F.hardswish, "hardtanh": F.hardtanh, "relu6": F.relu6, "elu": F.elu, "celu": F.celu, "selu": F.selu,
-    "leaky_relu": F.leaky_relu, "logsigmoid": F.logsigmoid, "softsign": F.softsign, "tanhshrink": F.tanhshrink,
-    "softshrink": F.softshrink, "hardshrink": F.hardshrink, "threshold": lambda x: F.threshold(x, 0.1, 0.5),
-    "threshold_zero": lambda x: F.threshold(x, 0.1, 0.0), "exp": torch.exp, "expm1": torch.expm1, "cos": torch.cos,
-    "sin": torch.sin, "square": torch.square, "cube": lambda x: x**3, "power_zero": lambda x: x**0,
-    "base": lambda x: 2.0**x, "abs": torch.abs, "sqrt": lambda x: x.abs().sqrt(), "log1p": lambda x: x.abs().log1p(),
-    "rsqrt": lambda x: (x * x + 1e-2).rsqrt(), "reciprocal": lambda x: 1 / (x * x + 1), "neg": torch.neg,
-    "sign": torch.sign, "round": torch.round, "erf": torch.erf, "clamp": lambda x: x.clamp(-0.5, 0.5),
-    "clamp_above_zero": lambda x: x.clamp(min=0.2), "add_one": lambda x: x + 1, "rsub": lambda x: 1 - x,
-    "scale": lambda x: 3 * x / 7, "remainder": lambda x: x % 0.7, "floor_divide": lambda x: x // 0.3,
-    "compare": lambda x: (x > 0).to(x.dtype), "compare_equal": lambda x: (x >= 0).to(x.dtype),
-    "not": lambda x: (~(x > 0)).to(x.dtype), "to_float": lambda x: x.float().double(), "to_int": lambda x: x.int().double(),
-    "where_input": lambda x: torch.where(x > 0, x, x * 0.1), "where_constant": lambda x: torch.where(x > 0, x, 5.0),
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+    "elu": F.elu,
+    "celu": F.celu,
+    "selu": F.selu,
+    "leaky_relu": F.leaky_relu,
+    "logsigmoid": F.logsigmoid,
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
+    "softshrink": F.softshrink,
+    "hardshrink": F.hardshrink,
+    "threshold": lambda x: F.threshold(x, 0.1, 0.5),
+    "threshold_zero": lambda x: F.threshold(x, 0.1, 0.0),
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "cos": torch.cos,
+    "sin": torch.sin,
+    "square": torch.square,
+    "cube": lambda x: x**3,
+    "power_zero": lambda x: x**0,
+    "base": lambda x: 2.0**x,
+    "abs": torch.abs,
+    "sqrt": lambda x: x.abs().sqrt(),
+    "log1p": lambda x: x.abs().log1p(),
+    "rsqrt": lambda x: (x * x + 1e-2).rsqrt(),
+    "reciprocal": lambda x: 1 / (x * x + 1),
+    "neg": torch.neg,
+    "sign": torch.sign,
+    "round": torch.round,
+    "erf": torch.erf,
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp_above_zero": lambda x: x.clamp(min=0.2),
+    "add_one": lambda x: x + 1,
+    "rsub": lambda x: 1 - x,
+    "scale": lambda x: 3 * x / 7,
+    "remainder": lambda x: x % 0.7,
+    "floor_divide": lambda x: x // 0.3,
+    "compare": lambda x: (x > 0).to(x.dtype),
+    "compare_equal": lambda x: (x >= 0).to(x.dtype),
+    "not": lambda x: (~(x > 0)).to(x.dtype),
+    "to_float": lambda x: x.float().double(),
+    "to_int": lambda x: x.int().double(),
+    "where_input": lambda x: torch.where(x > 0, x, x * 0.1),
+    "where_constant": lambda x: torch.where(x > 0, x, 5.0),
     "where_constant_zero": lambda x: torch.where(x > 0.5, 5.0, 0.0).double(),
-    "where_tokens": lambda x: torch.where(_MASK, x, 5.0), "where_tokens_other": lambda x: torch.where(_MASK, x, x.cos()),
+    "where_tokens": lambda x: torch.where(_MASK, x, 5.0),
+    "where_tokens_other": lambda x: torch.where(_MASK, x, x.cos()),
     "where_tokens_first": lambda x: torch.where(_MASK, x.cos(), x),
-    "masked_fill": lambda x: x.masked_fill(_MASK, 0.0), "masked_fill_value": lambda x: x.masked_fill(_MASK, 5.0),
+    "masked_fill": lambda x: x.masked_fill(_MASK, 0.0),
+    "masked_fill_value": lambda x: x.masked_fill(_MASK, 5.0),
     "masked_fill_behind_sigmoid": lambda x: x.sigmoid().masked_fill(_MASK, 0.0),
     "masked_fill_all_sigmoid": lambda x: x.sigmoid().masked_fill(torch.ones(4, 1, dtype=torch.bool), 0.0),
-    "dropout": lambda x: F.dropout(x, 0.5, training=False), "nan_to_num": torch.nan_to_num,
-    "atan2": lambda x: torch.atan2(x, torch.ones_like(x)), "lerp": lambda x: torch.lerp(x, x.cos(), 0.3),
-    "lerp_zero": lambda x: torch.lerp(x, x.sin(), 0.3), "addcmul": lambda x: torch.addcmul(x, x, x.exp(), value=0.5),
-    "addcdiv": lambda x: torch.addcdiv(x, x, x.exp()), "zeros_like": lambda x: x + torch.zeros_like(x),
-    "ones_like": lambda x: x + torch.ones_like(x), "full_like": lambda x: x * torch.full_like(x, 2.0),
-    "polar": lambda x: torch.polar(x.abs(), x).imag, "complex": lambda x: torch.complex(x, x.cos()).imag,
+    "dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "nan_to_num": torch.nan_to_num,
+    "atan2": lambda x: torch.atan2(x, torch.ones_like(x)),
+    "lerp": lambda x: torch.lerp(x, x.cos(), 0.3),
+    "lerp_zero": lambda x: torch.lerp(x, x.sin(), 0.3),
+    "addcmul": lambda x: torch.addcmul(x, x, x.exp(), value=0.5),
+    "addcdiv": lambda x: torch.addcdiv(x, x, x.exp()),
+    "zeros_like": lambda x: x + torch.zeros_like(x),
+    "ones_like": lambda x: x + torch.ones_like(x),
+    "full_like": lambda x: x * torch.full_like(x, 2.0),
+    "polar": lambda x: torch.polar(x.abs(), x).imag,
+    "complex": lambda x: torch.complex(x, x.cos()).imag,
     "complex_product": lambda x: (torch.complex(x, x.cos()) * torch.complex(x, x)).real,
-    "complex_abs": lambda x: torch.complex(x, x.sin()).abs(), "conj": lambda x: torch.complex(x, x).conj().imag.contiguous(),
-    "silu_gate": lambda x: x * F.silu(x.cos()), "divide": lambda x: x / (1 + x.exp()),
+    "complex_abs": lambda x: torch.complex(x, x.sin()).abs(),
+    "conj": lambda x: torch.complex(x, x).conj().imag.contiguous(),
+    "silu_gate": lambda x: x * F.silu(x.cos()),
+    "divide": lambda x: x / (1 + x.exp()),
     "frexp": lambda x: torch.frexp(x)[1].double() + torch.frexp(x)[0],
     "ones_of_shape": lambda x: x * torch.ones(x.shape[-1], dtype=x.dtype),
-    "arange_of_shape": lambda x: x + torch.zeros(x.shape, dtype=x.dtype), "logit": lambda x: torch.logit(x, eps=0.1),
-    "xlogy": lambda x: torch.xlogy(x, x.abs() + 1), "hypot": lambda x: torch.hypot(x, x), "fmod": lambda x: torch.fmod(x, 0.4),
-    "maximum": lambda x: torch.maximum(x, x.cos()), "minimum": lambda x: torch.minimum(x, x.exp()),
-    "heaviside": lambda x: torch.heaviside(x, torch.tensor(0.5, dtype=x.dtype)), "copysign": lambda x: torch.copysign(torch.ones_like(x), x),
-    "masked_by_itself": lambda x: x.masked_fill(x > 0.3, 2.0), "rrelu": lambda x: F.rrelu(x), "sinc": torch.sinc,
-    "logical": lambda x: torch.logical_and(x > -1, x < 1).double(), "isfinite": lambda x: x.isfinite().double(),
-    "bitwise": lambda x: ((x > 0) | (x < -1)).double(), "shift": lambda x: (x.int() << 1).double(), "trunc": torch.trunc,
-}  # fmt: skip
+    "arange_of_shape": lambda x: x + torch.zeros(x.shape, dtype=x.dtype),
+    "logit": lambda x: torch.logit(x, eps=0.1),
+    "xlogy": lambda x: torch.xlogy(x, x.abs() + 1),
+    "hypot": lambda x: torch.hypot(x, x),
+    "fmod": lambda x: torch.fmod(x, 0.4),
+    "maximum": lambda x: torch.maximum(x, x.cos()),
+    "minimum": lambda x: torch.minimum(x, x.exp()),
+    "heaviside": lambda x: torch.heaviside(x, torch.tensor(0.5, dtype=x.dtype)),
+    "copysign": lambda x: torch.copysign(torch.ones_like(x), x),
+    "masked_by_itself": lambda x: x.masked_fill(x > 0.3, 2.0),
+    "rrelu": lambda x: F.rrelu(x),
+    "sinc": torch.sinc,
+    "logical": lambda x: torch.logical_and(x > -1, x < 1).double(),
+    "isfinite": lambda x: x.isfinite().double(),
+    "bitwise": lambda x: ((x > 0) | (x < -1)).double(),
+    "shift": lambda x: (x.int() << 1).double(),
+    "trunc": torch.trunc,
+}
 
 POINTWISE = {
     **{name: seq(over(function), 8) for name, function in _UNARY.items()},
@@ -811,7 +944,9 @@ POINTWISE = {
     "multiply": two(lambda m, x, y: x * y.sigmoid(), 8),
     "divide_by_other": two(lambda m, x, y: x / (y.exp() + 1), 8),
     "power_of_other": two(lambda m, x, y: (x.abs() + 0.5) ** y.tanh(), 8),
-    "where_of_two": two(lambda m, x, y: torch.where(m.at, x, y.cos()), 8, at=lambda: torch.tensor([[True], [False], [True], [True]])),
+    "where_of_two": two(
+        lambda m, x, y: torch.where(m.at, x, y.cos()), 8, at=lambda: torch.tensor([[True], [False], [True], [True]])
+    ),
     "where_of_data": two(lambda m, x, y: torch.where(x > y, x, y), 8),
     "outer_sum": two(lambda m, x, y: (x[:, :, None] + y[:, None]).relu().sum(2), 8),
     # a constant table meets the channels: they cannot leave
@@ -822,10 +957,12 @@ POINTWISE = {
     "layer_scale": seq(lambda m, x: x.cos() * m.t, 8, t=parameter(8)),
     "prelu": image(lambda m, x: m.p(x), 8, p=lambda: nn.PReLU(8)),
     "prelu_one": image(lambda m, x: m.p(x), 8, p=nn.PReLU),
-    "squeeze_excite": image(lambda m, x: x * m.g(x.mean((2, 3), keepdim=True)).sigmoid(), 8, g=lambda: nn.Conv2d(8, 8, 1)),
+    "squeeze_excite": image(
+        lambda m, x: x * m.g(x.mean((2, 3), keepdim=True)).sigmoid(), 8, g=lambda: nn.Conv2d(8, 8, 1)
+    ),
     # one channel steers all others and is left out of them
     "spatial_gate": image(lambda m, x: x * m.g(x).sigmoid(), 8, g=lambda: nn.Conv2d(8, 1, 1)),
-}  # fmt: skip
+}
 
 
 def written(m: Any, x: Tensor) -> Tensor:
@@ -861,10 +998,15 @@ IN_PLACE = {
     "view_image": image(in_place(lambda m, x: x.flatten(1).add_(1.0)), 8),
     "base_of_view": Row(
         lambda: Net(
-            lambda m, x: (lambda y: (lambda v: (y.add_(1.0), m.o(v.flatten(2)))[1])(y.view(2, 4, m.h, -1)))(m.a(x) * 1.0),
-            a=nn.Linear(5, 8), o=nn.Linear(8, 3), h=4,
+            lambda m, x: (lambda y: (lambda v: (y.add_(1.0), m.o(v.flatten(2)))[1])(y.view(2, 4, m.h, -1)))(
+                m.a(x) * 1.0
+            ),
+            a=nn.Linear(5, 8),
+            o=nn.Linear(8, 3),
+            h=4,
         ),
-        floats((2, 4, 5)), 4 + 2,
+        floats((2, 4, 5)),
+        4 + 2,
     ),
     "copy_": two(lambda m, x, y: in_place(lambda m, z: z.copy_(y.cos()))(m, x), 8),
     "copy_into_part": two(lambda m, x, y: in_place(lambda m, z: z[:, :2].copy_(y[:, 2:].sigmoid()))(m, x), 8),
@@ -877,12 +1019,20 @@ IN_PLACE = {
     "out_argument": seq(lambda m, x: torch.exp(x, out=torch.empty_like(x)), 8),
     # the 2 rotations of every head are a table of the code: heads leave, pairs may as well
     "rotary_complex": seq(rotary_complex, 2 + 2, heads=2, frequencies=lambda: torch.tensor([1.0, 0.1])),
-}  # fmt: skip
+}
 
 FAMILIES: dict[str, dict[str, Row]] = {
-    "contraction": CONTRACTION, "convolution": CONVOLUTION, "norm": NORM, "attention": ATTENTION, "shape": SHAPE,
-    "reduction": REDUCTION, "spatial": SPATIAL, "lookup": LOOKUP, "pointwise": POINTWISE, "in_place": IN_PLACE,
-}  # fmt: skip
+    "contraction": CONTRACTION,
+    "convolution": CONVOLUTION,
+    "norm": NORM,
+    "attention": ATTENTION,
+    "shape": SHAPE,
+    "reduction": REDUCTION,
+    "spatial": SPATIAL,
+    "lookup": LOOKUP,
+    "pointwise": POINTWISE,
+    "in_place": IN_PLACE,
+}
 # what is known to be wrong, with the reason; a row that starts to pass has to leave this table
 KNOWN = {
     "expand_as": "sizes taken from another tensor by expand_as are not traced",
@@ -951,7 +1101,7 @@ def test_a_second_rule_is_refused_and_names_the_first() -> None:
 
 @pytest.mark.parametrize("name", ["mm", "torch.ops.aten.mm", ""])
 def test_a_name_that_is_no_operator_is_refused(name: str) -> None:
-    with pytest.raises(RuleError, match="names no operator; write namespace.name, for example 'aten.mm'"):
+    with pytest.raises(RuleError, match=r"names no operator; write namespace\.name, for example 'aten\.mm'"):
         rule(name)(lambda c, node: None)
 
 

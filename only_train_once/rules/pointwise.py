@@ -132,10 +132,10 @@ _MAKE_ZERO = {"aten.zeros": True, "aten.new_zeros": True, "aten.zeros_like": Tru
 
 
 @rule(
-    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.rand", "aten.randn", "aten.arange", "aten.scalar_tensor",
-    "aten.linspace", "aten.eye", "aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full",
-    "aten.empty_strided", "aten.new_empty_strided", "aten.randint", "aten.randperm", "aten.tril_indices",
-    "aten.triu_indices", "aten.hann_window", "aten.logspace",
+    "aten.zeros", "aten.ones", "aten.empty", "aten.full", "aten.rand", "aten.randn", "aten.arange",
+    "aten.scalar_tensor", "aten.linspace", "aten.eye", "aten.new_zeros", "aten.new_ones", "aten.new_empty",
+    "aten.new_full", "aten.empty_strided", "aten.new_empty_strided", "aten.randint", "aten.randperm",
+    "aten.tril_indices", "aten.triu_indices", "aten.hann_window", "aten.logspace",
 )  # fmt: skip
 def create(c: Context, node: Node) -> None:
     """A dim whose size came from another dim or from an attribute follows it; any other is fixed."""

@@ -54,8 +54,8 @@ class NormSite:
 class Context:
     """What a rule may ask and say.
 
-    Reading: `tensors`, `shape`, `dim`, `dims`, `stated`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`, `mark`,
-    `attribute`, `norm`. Writing: `set`.
+    Reading: `tensors`, `shape`, `dim`, `dims`, `stated`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`,
+    `mark`, `attribute`, `norm`. Writing: `set`.
     """
 
     graph: Graph
@@ -149,7 +149,8 @@ class Context:
     @cached_property
     def _said(self) -> dict[int, list[SizeUse | EqualParts]]:
         said: dict[int, list[SizeUse | EqualParts]] = {}
-        for statement in (*self.graph.uses, *self.graph.equal_parts):
+        statements: list[SizeUse | EqualParts] = [*self.graph.uses, *self.graph.equal_parts]
+        for statement in statements:
             said.setdefault(statement.value, []).append(statement)
         return said
 

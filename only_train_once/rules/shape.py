@@ -185,8 +185,8 @@ def unbind(c: Context, node: Node) -> None:
         c.set(node, dims, output)
 
 
-@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk",
-      "aten.split_with_sizes_copy", "aten.split_copy")  # fmt: skip
+@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unsafe_split",
+      "aten.unsafe_chunk", "aten.split_with_sizes_copy", "aten.split_copy")  # fmt: skip
 def split(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dim = int(node.argument("dim")) % c.rank(x)
