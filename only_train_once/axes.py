@@ -128,7 +128,9 @@ def _update_aliases(c: Context, node: Node) -> None:
         dims = []
         for d in c.dims(old):
             if isinstance(d, Label) and lost:
-                d = d.with_zero(d.zero & ~np.isin(d.ids, np.fromiter(lost, dtype=np.int64)))
+                seen = np.isin(d.ids, np.fromiter(lost | kept, dtype=np.int64))
+                stays = ~np.isin(d.ids, np.fromiter(lost, dtype=np.int64)) & seen.any()
+                d = d.with_zero(d.zero & stays)  # written through another reading of the memory: nothing is known
             elif isinstance(d, Spread) and written_fixed:
                 d = None
             dims.append(d)
@@ -259,7 +261,7 @@ def _settle(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
     ]
     by_place = {(use.value, use.dim): use for use in c.graph.uses if not use.expr.is_leaf}
     statements += [(by_place[place], ids) for place, ids in c.met if place in by_place]
-    guards = [g for g in c.graph.guards if g.left != g.right]
+    guards = [g for g in c.graph.guards if g.left != g.right] + _about_fixed_dims(c, bound)
     for _ in range(64):
         solution = c.store.solve()
         broken = _broken(c, solution, bound, statements, guards)
@@ -267,8 +269,28 @@ def _settle(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
             break
         for ids, text in broken:
             c.store.freeze(ids, text)
+    else:  # every round breaks something else: what cannot be kept true is not touched
+        for _, ids in statements:
+            c.store.freeze(ids, "what the code says about sizes cannot be kept true")
+        for ids in bound.values():
+            c.store.freeze(ids, "what the code says about sizes cannot be kept true")
+        solution = c.store.solve()
     axes = _collect(c, solution, bound)
     return axes
+
+
+def _about_fixed_dims(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> list[Guard]:
+    """What is said about a dim that cannot shrink has to stay true while what it is said with may shrink."""
+    met = {place for place, _ in c.met}
+    guards: dict[Guard, None] = {}
+    for use in c.graph.uses:
+        dim = c.dims(use.value)[use.dim]
+        if isinstance(dim, Label) or (use.value, use.dim) in met:
+            continue
+        for leaf in use.expr.leaves():
+            if (leaf.kind == "attr" and leaf.args in bound) or (leaf.kind == "dim" and c.label(*leaf.args) is not None):
+                guards[Guard(Expr("const", (use.position,)), use.expr, use.where)] = None
+    return list(guards)
 
 
 def _broken(

@@ -430,6 +430,26 @@ class _FunctionRecorder(TorchFunctionMode):
                     self._use(result, dim, result.shape[dim], expr_of(size), func)
         return result
 
+    def like(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The sizes are those of another tensor: expand_as, view_as, reshape_as."""
+        other = args[1] if len(args) > 1 else kwargs["other"]
+        if isinstance(result, Tensor):
+            value = self.recorder.value_of(other)
+            for dim in range(result.dim()):
+                self._use(result, dim, result.shape[dim], Expr("dim", (value, dim)), func)
+        return result
+
+    def broadcast(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Every dim that a tensor repeats has the size of the same dim of another."""
+        given = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        for made in result:
+            for dim in range(-made.dim(), 0):
+                wide = [t for t in given if t.dim() >= -dim and t.shape[dim] == made.shape[dim]]
+                if wide:
+                    expr = Expr("dim", (self.recorder.value_of(wide[0]), wide[0].dim() + dim))
+                    self._use(made, made.dim() + dim, made.shape[dim], expr, func)
+        return result
+
     def unflatten(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         bound = dict(zip(("self", "dim", "sizes"), args, strict=False)) | kwargs
         start = bound["dim"] % bound["self"].dim() if isinstance(bound["dim"], int) else 0
@@ -455,6 +475,8 @@ class _FunctionRecorder(TorchFunctionMode):
             self._use(tensor, dim, min(int(size), tensor.shape[dim]), expr_of(size), func)
             return result
         position, expr = 0, Expr("const", (0,))
+        for made, part in zip(result, size, strict=False):
+            self._use(made, dim, made.shape[dim], expr_of(part), func)
         for part in size[:-1]:
             position, expr = position + int(part), _plus(expr, expr_of(part))
             self._use(tensor, dim, position, expr, func)
@@ -536,6 +558,8 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
             torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,
         ),
+        mode.like: (t.expand_as, t.view_as, t.reshape_as),
+        mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),
         mode.unflatten: (t.unflatten, torch.unflatten),
         mode.like_arange: (torch.arange,),
         mode.split: (

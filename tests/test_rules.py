@@ -551,8 +551,8 @@ SHAPE = {
     "split_literal": flat(lambda m, x: torch.mul(*x.split(4, dim=1)), 0, after=4),
     "split_half": flat(lambda m, x: torch.mul(*x.split(x.shape[1] // 2, 1)), 4, after=4),
     # only the first of several sizes is bound to its attribute; the sums behind it would not hold
-    "split_sizes": flat(lambda m, x: torch.cat(x.split([m.p, m.q], 1)[::-1], 1), 3, p=3, q=5),
-    "split_sizes_list": flat(lambda m, x: torch.cat(x.split(m.sizes, dim=-1)[::-1], 1), 3, sizes=[3, 5]),
+    "split_sizes": flat(lambda m, x: torch.cat(x.split([m.p, m.q], 1)[::-1], 1), 3 + 5, p=3, q=5),
+    "split_sizes_list": flat(lambda m, x: torch.cat(x.split(m.sizes, dim=-1)[::-1], 1), 3 + 5, sizes=[3, 5]),
     "split_sizes_tokens": seq(lambda m, x: torch.cat(x.split([1, 3], 1)[::-1], 1), 8),
     "tensor_split": flat(lambda m, x: torch.cat(x.tensor_split(2, 1)[::-1], 1), 0),
     "tensor_split_gate": flat(lambda m, x: torch.mul(*x.tensor_split(2, 1)), 0, after=4),
@@ -1033,26 +1033,7 @@ FAMILIES: dict[str, dict[str, Row]] = {
     "pointwise": POINTWISE,
     "in_place": IN_PLACE,
 }
-# what is known to be wrong, with the reason; a row that starts to pass has to leave this table
-KNOWN = {
-    "expand_as": "sizes taken from another tensor by expand_as are not traced",
-    "expand_as_flat": "sizes taken from another tensor by expand_as are not traced",
-    "broadcast_tensors": "sizes taken from another tensor by broadcast_tensors are not traced",
-    "reshape_as": "sizes taken from another tensor by reshape_as are not traced",
-    "attribute_counts_the_input": "what is said about a dim of fixed size is not checked",
-    "view_heads": "writing through a reshaped view leaves the zeros of the base",
-    "view_heads_add": "writing through a reshaped view leaves the zeros of the base",
-    "base_of_view": "writing to the base leaves the zeros of a reshaped view",
-}
-ROWS = [
-    pytest.param(
-        row,
-        id=f"{family}-{name}",
-        marks=[pytest.mark.xfail(reason=KNOWN[name], raises=(AssertionError, RuntimeError))] if name in KNOWN else [],
-    )
-    for family, rows in FAMILIES.items()
-    for name, row in rows.items()
-]
+ROWS = [pytest.param(row, id=f"{family}-{name}") for family, rows in FAMILIES.items() for name, row in rows.items()]
 
 
 @pytest.mark.parametrize("row", ROWS)
