@@ -559,7 +559,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
             torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,
         ),
         mode.like: (t.expand_as, t.view_as, t.reshape_as),
-        mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),
+        mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),  # type: ignore[attr-defined]
         mode.unflatten: (t.unflatten, torch.unflatten),
         mode.like_arange: (torch.arange,),
         mode.split: (
