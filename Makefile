@@ -1,5 +1,6 @@
 # make demo   train, prune, cut, verify and measure on scikit-learn's digits (a few minutes on 2 cores)
 # make test   lint, format check, types, tests
+# make architectures   what the analysis finds in networks people use, into benchmarks/results/
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -14,7 +15,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test architectures lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,6 +45,9 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+architectures: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.architectures
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -145,10 +145,7 @@ def _full_width(
 
 
 def norm_dim(c: Context, node: Node, label: Label) -> int | None:
-    """Which dim of the running module's input carries these ids.
-
-    The module has not returned yet, so the call is found by what it reads: the first value labelled in the module.
-    """
+    """Which dim of the first input of the running module carries these ids; None where none does."""
     for call in c.graph.calls:
         if call.module != node.module or not call.inputs:
             continue
