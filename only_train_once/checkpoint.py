@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigurationError, SurgeryError
 from .inputs import copy_module
-from .surgery import SurgeryRecord, layout_of, named_tensors, replace_tensors, ties
+from .record import SurgeryRecord
+from .surgery import apply_record, layout_of, named_tensors, replace_tensors, ties
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +332,7 @@ def _operate(
         # Same tensors do not mean same forward; but classes are renamed, too.
         logger.warning("%s: the model may compute something else%s", path, note)
     try:
-        record.apply(model)
+        apply_record(record, model)
     except SurgeryError as error:
         raise CheckpointError(f"{path} does not fit the model{note}: {error}") from error
     named = named_tensors(model)

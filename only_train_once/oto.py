@@ -29,8 +29,9 @@ from .masking import regions
 from .optim import attach as attach_method
 from .optim.hesso import build_hesso
 from .optim.selection import units_for
+from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, groups_table, render, with_file
-from .surgery import SurgeryRecord, construct_subnet, from_runs, zero_units
+from .surgery import construct_subnet, zero_units
 from .trace import trace
 from .verify import Verification, verify_subnet
 from .visualize import draw_groups

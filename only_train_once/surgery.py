@@ -3,7 +3,7 @@
 [Note: one code path]
 Surgery is two steps. ``plan`` looks at the model and its groups and writes down everything that is to be done
 as a `SurgeryRecord`: which positions of which tensors stay, what attributes become, how norms go on counting the
-full width. ``record.apply`` does it. ``construct_subnet`` is the two in a row on a copy, and loading a saved subnet
+full width. `apply_record` does it. ``construct_subnet`` is the two in a row on a copy, and loading a saved subnet
 is the second alone on a freshly built model, so a loaded subnet cannot differ from the constructed one.
 
 Sizes are never counted down: what stays of a dim is what no group removed, and ``in_features`` and its like are
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, TypeAlias
 
@@ -27,311 +25,25 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from . import masking
-from .errors import CheckpointError, ConfigurationError, SurgeryError
+from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import copy_module, in_float64
 from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+from .record import (
+    ATTRIBUTE_PATH,
+    AttributeChange,
+    NormChange,
+    Runs,
+    SurgeryRecord,
+    TensorCut,
+    count,
+    from_runs,
+    to_runs,
+)
 
 logger = logging.getLogger(__name__)
 
-Runs: TypeAlias = "tuple[tuple[int, int], ...]"
-"""Sorted positions as half-open intervals: (0, 3), (5, 6) are 0, 1, 2, 5."""
-
-RECORD_FORMAT = 1
 _NORM_TOLERANCE = 1e-9
-_LARGEST = 2**53  # sizes beyond it are no sizes; JSON readers would also round them
-
-# ----------------------------------------------------------------------------------------------------------------
-# The record
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def to_runs(positions: Iterable[int]) -> Runs:
-    """Positions as sorted half-open intervals.
-
-    Example::
-
-        >>> to_runs([0, 1, 2, 5])
-        ((0, 3), (5, 6))
-    """
-    index = np.unique(np.fromiter(positions, dtype=np.int64))
-    if not len(index):
-        return ()
-    breaks = np.flatnonzero(np.diff(index) != 1)
-    starts, stops = index[np.r_[0, breaks + 1]], index[np.r_[breaks, len(index) - 1]] + 1
-    return tuple(zip(starts.tolist(), stops.tolist(), strict=True))
-
-
-def from_runs(runs: Runs) -> NDArray[np.int64]:
-    """The positions of ``to_runs``, sorted."""
-    return np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in runs] or [np.empty(0, np.int64)])
-
-
-def _count(runs: Runs) -> int:
-    return sum(b - a for a, b in runs)
-
-
-@dataclass(frozen=True)
-class TensorCut:
-    """What stays of one parameter or buffer.
-
-    Attributes:
-        shape: in the full model.
-        kept: dim -> positions that stay, for the dims that are cut.
-        aliases: the other names of a tied tensor.
-    """
-
-    shape: tuple[int, ...]
-    kept: Mapping[int, Runs]
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def new_shape(self) -> tuple[int, ...]:
-        """Shape in the subnet."""
-        return tuple(_count(self.kept[d]) if d in self.kept else size for d, size in enumerate(self.shape))
-
-
-@dataclass(frozen=True)
-class AttributeChange:
-    """An ``int`` of a module before and after."""
-
-    full: int
-    kept: int
-
-
-@dataclass(frozen=True)
-class NormChange:
-    """How a norm goes on computing with the statistics of its full width, see [Note: full width] in ``norms.py``.
-
-    Attributes:
-        kind: a key of `_NORM_CHANGES`.
-        width: channels left (n).
-        full_width: channels counted (N); for group norms per norm group.
-        dim: position of the channels in the norm's input.
-        shape: normalized shape after the cut.
-        num_groups: norm groups after the cut, for group norms.
-        offset: what the class adds to its weight before use (0, or 1 where it stores ``weight - 1``).
-        eps_name: attribute that holds eps, where it has to be read or rewritten.
-        eps: its value after the cut; None keeps what is there.
-    """
-
-    kind: str
-    width: int
-    full_width: int
-    dim: int
-    shape: tuple[int, ...]
-    num_groups: int | None = None
-    offset: int = 0
-    eps_name: str | None = None
-    eps: float | None = None
-
-
-@dataclass(frozen=True)
-class SurgeryRecord:
-    """Everything surgery does to a model, as data; ``apply`` does it.
-
-    Attributes:
-        tensors: first name -> what stays of it; only tensors that are cut.
-        attributes: path -> change.
-        norms: module path -> change.
-        removed: group name -> units removed.
-        sizes: group name -> units the group had.
-        versions: of this library and of torch.
-    """
-
-    tensors: Mapping[str, TensorCut] = field(default_factory=dict)
-    attributes: Mapping[str, AttributeChange] = field(default_factory=dict)
-    norms: Mapping[str, NormChange] = field(default_factory=dict)
-    removed: Mapping[str, Runs] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Perform the surgery on ``model`` itself (meta tensors are cut in shape only) and return it.
-
-        Everything is checked before anything is changed.
-
-        Raises:
-            SurgeryError: ``model`` is not the one the record was made for; names the first difference.
-        """
-        self._check(model)
-        touched = _cut_tensors(model, self.tensors)
-        for path, change in self.attributes.items():
-            owner = _set_attribute(model, path, change.kept)
-            if isinstance(owner, nn.Module):
-                touched.append(owner)
-        for path, norm in self.norms.items():
-            _change_norm(model.get_submodule(path), norm)
-        for module in dict.fromkeys(touched):
-            _read_sizes_back(module)
-        return model
-
-    def _check(self, model: nn.Module) -> None:
-        tensors = named_tensors(model)
-        for name, cut in self.tensors.items():
-            for each in (name, *cut.aliases):
-                if each not in tensors:
-                    raise SurgeryError(f"the record cuts {each!r}, which {type(model).__name__} does not have")
-                if tuple(tensors[each].shape) != cut.shape:
-                    raise SurgeryError(
-                        f"the record cuts {each!r} of shape {list(cut.shape)}, but {type(model).__name__} has it with "
-                        f"shape {list(tensors[each].shape)}: the record belongs to another model"
-                    )
-        for path, change in self.attributes.items():
-            value = _get_attribute(model, path)
-            if value != change.full:
-                raise SurgeryError(
-                    f"the record changes {path!r} from {change.full} to {change.kept}, but {type(model).__name__} has "
-                    f"{value!r} there: the record belongs to another model"
-                )
-        for path in self.norms:
-            try:
-                model.get_submodule(path)
-            except AttributeError as error:
-                raise SurgeryError(f"the record changes the norm {path!r}, which the model does not have") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; ``from_dict`` reads them back."""
-        return {
-            "format": RECORD_FORMAT,
-            "tensors": {
-                name: {
-                    "shape": list(cut.shape),
-                    "kept": {str(dim): [list(run) for run in runs] for dim, runs in cut.kept.items()},
-                    "aliases": list(cut.aliases),
-                }
-                for name, cut in self.tensors.items()
-            },
-            "attributes": {path: [change.full, change.kept] for path, change in self.attributes.items()},
-            "norms": {path: {**vars(norm), "shape": list(norm.shape)} for path, norm in self.norms.items()},
-            "removed": {name: [list(run) for run in runs] for name, runs in self.removed.items()},
-            "sizes": dict(self.sizes),
-            "versions": dict(self.versions),
-        }
-
-    @classmethod
-    def from_dict(cls, data: object) -> SurgeryRecord:
-        """The record that ``to_dict`` wrote.
-
-        Raises:
-            CheckpointError: ``data`` is none; names the entry and the rule it breaks.
-        """
-        top = _typed(data, dict, "record")
-        version = _size(top.get("format"), "record.format", low=1)
-        if version > RECORD_FORMAT:
-            raise CheckpointError(
-                f"the surgery record has format {version}, this library reads up to {RECORD_FORMAT}: update it"
-            )
-        tensors = {}
-        for name, entry in _typed(top.get("tensors"), dict, "record.tensors").items():
-            where = f"record.tensors[{name!r}]"
-            entry = _typed(entry, dict, where)
-            shape = tuple(_size(n, f"{where}.shape") for n in _typed(entry.get("shape"), list, f"{where}.shape"))
-            kept = {}
-            for dim, runs in _typed(entry.get("kept"), dict, f"{where}.kept").items():
-                at = f"{where}.kept[{dim!r}]"
-                if dim not in {str(d) for d in range(len(shape))}:
-                    raise CheckpointError(f"{at}: the tensor has dims 0 to {len(shape) - 1}")
-                kept[int(dim)] = _runs(runs, shape[int(dim)], at)
-            tensors[name] = TensorCut(shape, kept, _names(entry.get("aliases"), f"{where}.aliases"))
-        attributes = {}
-        for path, pair in _typed(top.get("attributes"), dict, "record.attributes").items():
-            where = f"record.attributes[{path!r}]"
-            if not _ATTRIBUTE.fullmatch(path) or any(part.startswith("__") for part in path.split(".")):
-                raise CheckpointError(f"{where} is no path of a public attribute")
-            if len(_typed(pair, list, where)) != 2:
-                raise CheckpointError(f"{where} is {pair!r}; expected [before, after]")
-            full = _size(pair[0], where, low=1)
-            attributes[path] = AttributeChange(full, _size(pair[1], where, low=1, high=full))
-        norms = {
-            path: _norm_change(entry, f"record.norms[{path!r}]")
-            for path, entry in _typed(top.get("norms"), dict, "record.norms").items()
-        }
-        sizes = {
-            name: _size(n, f"record.sizes[{name!r}]") for name, n in _typed(top.get("sizes"), dict, "sizes").items()
-        }
-        removed = {}
-        for name, runs in _typed(top.get("removed"), dict, "record.removed").items():
-            if name not in sizes:
-                raise CheckpointError(f"record.removed[{name!r}]: record.sizes does not know the group")
-            removed[name] = _runs(runs, sizes[name], f"record.removed[{name!r}]")
-        versions = {str(k): str(v) for k, v in _typed(top.get("versions"), dict, "record.versions").items()}
-        return cls(tensors, attributes, norms, removed, sizes, versions)
-
-    def __str__(self) -> str:
-        lines = [f"{name}: {_count(runs)} of {self.sizes[name]} units removed" for name, runs in self.removed.items()]
-        lines += [
-            f"{name}: {list(cut.shape)} -> {list(cut.new_shape)}"
-            + (f" (also {', '.join(cut.aliases)})" if cut.aliases else "")
-            for name, cut in self.tensors.items()
-        ]
-        lines += [f"{path}: {change.full} -> {change.kept}" for path, change in self.attributes.items()]
-        lines += [f"{path}: counts {n.full_width} with {n.width} left ({n.kind})" for path, n in self.norms.items()]
-        return "\n".join(lines) or "nothing removed"
-
-
-def _typed(value: object, kind: type, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise CheckpointError(f"{where} is a {type(value).__name__}, expected a {kind.__name__}: damaged or foreign")
-    return value
-
-
-def _size(value: object, where: str, low: int = 0, high: int = _LARGEST) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise CheckpointError(f"{where} holds {value!r}, expected an integer from {low} to {high}")
-    return value
-
-
-def _names(value: object, where: str) -> tuple[str, ...]:
-    return tuple(_typed(name, str, where) for name in _typed(value, list, where))
-
-
-def _runs(value: object, size: int, where: str) -> Runs:
-    """Intervals inside ``range(size)``, sorted and apart; no array is made before they are known to fit."""
-    out: list[tuple[int, int]] = []
-    end = 0
-    for run in _typed(value, list, where):
-        if not isinstance(run, list) or len(run) != 2:
-            raise CheckpointError(f"{where} holds {run!r}, expected [start, stop]")
-        start, stop = _size(run[0], where), _size(run[1], where)
-        if not end <= start < stop:
-            raise CheckpointError(f"{where}: the run {run} overlaps the one before it, is unsorted or empty")
-        if stop > size:
-            raise CheckpointError(f"{where}: the run {run} is out of range, the size is {size}")
-        out.append((start, stop))
-        end = stop
-    if not out:
-        raise CheckpointError(f"{where} is empty")
-    return tuple(out)
-
-
-def _norm_change(entry: object, where: str) -> NormChange:
-    data = _typed(entry, dict, where)
-    missing = set(NormChange.__dataclass_fields__) ^ set(data)
-    if missing:
-        raise CheckpointError(f"{where}: entries {sorted(missing)} are missing or unknown")
-    if data["kind"] not in _NORM_CHANGES:
-        raise CheckpointError(f"{where}.kind is {data['kind']!r}, expected one of {sorted(_NORM_CHANGES)}")
-    eps, eps_name, groups = data["eps"], data["eps_name"], data["num_groups"]
-    if eps is not None and not (isinstance(eps, float) and math.isfinite(eps) and eps >= 0):
-        raise CheckpointError(f"{where}.eps is {eps!r}, expected a finite number that is not negative")
-    if eps_name is not None and not (isinstance(eps_name, str) and eps_name.isidentifier() and "__" not in eps_name):
-        raise CheckpointError(f"{where}.eps_name is {eps_name!r}, expected an attribute's name")
-    dim = data["dim"]
-    if isinstance(dim, bool) or not isinstance(dim, int) or not -8 <= dim <= 8:
-        raise CheckpointError(f"{where}.dim is {dim!r}, expected a dim")
-    return NormChange(
-        kind=data["kind"],
-        width=_size(data["width"], f"{where}.width", low=1),
-        full_width=_size(data["full_width"], f"{where}.full_width", low=1),
-        dim=dim,
-        shape=tuple(_size(n, f"{where}.shape", low=1) for n in _typed(data["shape"], list, f"{where}.shape")),
-        num_groups=None if groups is None else _size(groups, f"{where}.num_groups", low=1),
-        offset=_size(data["offset"], f"{where}.offset", high=1),
-        eps_name=eps_name,
-        eps=eps,
-    )
-
 
 # ----------------------------------------------------------------------------------------------------------------
 # From groups to a record
@@ -364,7 +76,53 @@ def construct_subnet(
     """
     with torch.inference_mode(False):  # or the subnet could never be trained
         record = plan(model, groups, removed, fold_norms=fold_norms)
-        return record.apply(copy_module(model)), record
+        return apply_record(record, copy_module(model)), record
+
+
+def apply_record(record: SurgeryRecord, model: nn.Module) -> nn.Module:
+    """Perform the surgery on ``model`` itself (meta tensors are cut in shape only) and return it.
+
+    Everything is checked before anything is changed.
+
+    Raises:
+        SurgeryError: ``model`` is not the one the record was made for; names the first difference.
+    """
+    _check_fits(record, model)
+    touched = _cut_tensors(model, record.tensors)
+    for path, change in record.attributes.items():
+        owner = _set_attribute(model, path, change.kept)
+        if isinstance(owner, nn.Module):
+            touched.append(owner)
+    for path, norm in record.norms.items():
+        _change_norm(model.get_submodule(path), norm)
+    for module in dict.fromkeys(touched):
+        _read_sizes_back(module)
+    return model
+
+
+def _check_fits(record: SurgeryRecord, model: nn.Module) -> None:
+    tensors = named_tensors(model)
+    for name, cut in record.tensors.items():
+        for each in (name, *cut.aliases):
+            if each not in tensors:
+                raise SurgeryError(f"the record cuts {each!r}, which {type(model).__name__} does not have")
+            if tuple(tensors[each].shape) != cut.shape:
+                raise SurgeryError(
+                    f"the record cuts {each!r} of shape {list(cut.shape)}, but {type(model).__name__} has it with "
+                    f"shape {list(tensors[each].shape)}: the record belongs to another model"
+                )
+    for path, change in record.attributes.items():
+        value = _get_attribute(model, path)
+        if value != change.full:
+            raise SurgeryError(
+                f"the record changes {path!r} from {change.full} to {change.kept}, but {type(model).__name__} has "
+                f"{value!r} there: the record belongs to another model"
+            )
+    for path in record.norms:
+        try:
+            model.get_submodule(path)
+        except AttributeError as error:
+            raise SurgeryError(f"the record changes the norm {path!r}, which the model does not have") from error
 
 
 def zero_units(model: nn.Module, groups: Iterable[PruningGroup]) -> dict[str, NDArray[np.int64]]:
@@ -612,7 +370,7 @@ def _cut_tensors(model: nn.Module, cuts: Mapping[str, TensorCut]) -> list[nn.Mod
 def _cut(tensor: Tensor, cut: TensorCut) -> Tensor:
     out = tensor.detach()
     for dim, runs in cut.kept.items():
-        if _count(runs) < out.shape[dim]:
+        if count(runs) < out.shape[dim]:
             out = out.index_select(dim, torch.from_numpy(from_runs(runs)).to(out.device))
     return out.clone(memory_format=layout_of(tensor))
 
@@ -634,12 +392,10 @@ def layout_of(tensor: Tensor) -> torch.memory_format:
 # Attributes
 # ----------------------------------------------------------------------------------------------------------------
 
-_ATTRIBUTE = re.compile(r"(?:(?P<path>[^\s.\[\]]+(?:\.[^\s.\[\]]+)*)\.)?(?P<name>[A-Za-z_]\w*)(?:\[(?P<place>\d+)\])?")
-
 
 def _locate(model: nn.Module, path: str) -> tuple[Any, str, int | None]:
     """Owner, attribute name and place in a sequence that a path like ``"a.b.sizes[1]"`` means."""
-    match = _ATTRIBUTE.fullmatch(path)
+    match = ATTRIBUTE_PATH.fullmatch(path)
     if match is None:
         raise SurgeryError(f"{path!r} is no attribute path; expected one like 'attn.num_heads' or 'attn.sizes[1]'")
     owner: Any = model

@@ -17,7 +17,7 @@ PACKAGE = Path(only_train_once.__file__).parent
 ORDER = [
     *("errors", "inputs", "graph", "sizes", "trace", "labels", "rules", "axes", "groups"),
     *("masking", "importance", "schedules", "budgets", "optim"),
-    *("norms", "surgery", "verify", "checkpoint"),
+    *("norms", "record", "surgery", "verify", "checkpoint"),
     *("flops", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 

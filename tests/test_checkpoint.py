@@ -20,7 +20,8 @@ from only_train_once import checkpoint
 from only_train_once.checkpoint import RECORD_FILE, TENSOR_FILE, json_digest, load, read_record, save
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
-from only_train_once.surgery import SurgeryRecord, construct_subnet
+from only_train_once.record import SurgeryRecord
+from only_train_once.surgery import construct_subnet
 
 BUILT_ON: list[str] = []
 

@@ -21,14 +21,8 @@ from only_train_once.errors import CheckpointError, ConfigurationError, SurgeryE
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
 from only_train_once.inputs import in_float64
 from only_train_once.norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
-from only_train_once.surgery import (
-    SurgeryRecord,
-    construct_subnet,
-    from_runs,
-    plan,
-    to_runs,
-    zero_units,
-)
+from only_train_once.record import NORM_KINDS, SurgeryRecord, from_runs, to_runs
+from only_train_once.surgery import _NORM_CHANGES, apply_record, construct_subnet, plan, zero_units
 
 Z, FOL, C, ATT, NORM = Role.ZERO, Role.FOLLOW, Role.CONSUMER, Role.ATTRIBUTE, Role.NORM
 
@@ -454,9 +448,9 @@ def test_a_record_through_json_does_the_same_surgery(name: str) -> None:
     assert again == record
     x = case.inputs()
     with torch.no_grad():
-        assert torch.equal(again.apply(copy.deepcopy(model))(x), subnet(x))
+        assert torch.equal(apply_record(again, copy.deepcopy(model))(x), subnet(x))
     with torch.device("meta"):
-        shapes = again.apply(case.build())
+        shapes = apply_record(again, case.build())
     assert {n: t.shape for n, t in shapes.named_parameters()} == {n: t.shape for n, t in subnet.named_parameters()}
     assert {n: t.shape for n, t in shapes.named_buffers()} == {n: t.shape for n, t in subnet.named_buffers()}
     assert str(record)
@@ -767,20 +761,20 @@ def test_a_record_refuses_another_model() -> None:
     _, record = construct_subnet(mlp(), mlp_groups(), {"a": [0]})
     other = nn.Sequential(nn.Linear(5, 9), nn.GELU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
     with pytest.raises(SurgeryError, match=r"'0.weight' of shape \[8, 5\].*\[9, 5\]"):
-        record.apply(other)
+        apply_record(record, other)
     assert other[0].weight.shape == (9, 5)  # nothing was changed before the check
     with pytest.raises(SurgeryError, match="does not have"):
-        record.apply(nn.Linear(5, 8))
+        apply_record(record, nn.Linear(5, 8))
     _, record = construct_subnet(Tied(), tied_groups(), {"width": [0]})
     untied: Any = Tied()
     untied.head = nn.Linear(9, 11, bias=False)
     with pytest.raises(SurgeryError, match=r"'head.weight' of shape"):
-        record.apply(untied)
+        apply_record(record, untied)
     _, record = construct_subnet(Attention(), attention_groups(), {"heads": [0]})
     changed = Attention()
     changed.num_heads = 2
     with pytest.raises(SurgeryError, match=r"'num_heads' from 4 to 3.*has 2"):
-        record.apply(changed)
+        apply_record(record, changed)
 
 
 def test_runs() -> None:
@@ -831,3 +825,7 @@ def test_a_record_from_json_is_checked() -> None:
     for base, path, value, match in table:
         with pytest.raises(CheckpointError, match=match):
             SurgeryRecord.from_dict(broken(base, path, value))
+
+
+def test_the_record_knows_every_kind_of_norm_change() -> None:
+    assert set(NORM_KINDS) == set(_NORM_CHANGES)
