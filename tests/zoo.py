@@ -533,6 +533,36 @@ class Reshaped(nn.Module):
         return self.head(F.relu(self.fc(x + self.proj(y))))
 
 
+class WidthPerHead(nn.Module):
+    """The size of a head is computed from the width that comes in: no head can leave while that width stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.stem, self.qkv = nn.Linear(6, 16), nn.Linear(16, 48)
+        self.proj, self.fc, self.head = nn.Linear(16, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(F.relu(self.fc(x + self.proj(y))))
+
+
+class Halves(nn.Module):
+    """Two halves of one layer go separate ways; `chunk` keeps their sizes equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.a, self.b = nn.Linear(6, 20), nn.Linear(10, 3), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.fc(x).chunk(2, dim=-1)
+        return self.a(torch.tanh(left)) + self.b(F.gelu(right))
+
+
 class Spatial(nn.Module):
     """1-d and 3-d convolutions, padding, upsampling, unfolding into patches."""
 
@@ -612,6 +642,8 @@ ZOO: dict[str, Case] = {
     "many_inputs": Case(ManyInputs, lambda: dict(left=torch.randn(3, 6), right=torch.randn(3, 4), times=2), 0, "mean"),
     "returns_hidden": Case(ReturnsHidden, lambda: torch.randn(3, 6), 8, "is a dim of the model's output 1"),
     "reshaped": Case(Reshaped, tokens(6), 24, wide=26),
+    "width_per_head": Case(WidthPerHead, tokens(6), 24),
+    "halves": Case(Halves, lambda: torch.randn(3, 6), 10),
     "spatial": Case(Spatial, lambda: torch.randn(2, 4, 9), 19),
     "unet": Case(UNet, images(), 22),
     "mixer": Case(Mixer, tokens(), 19),
