@@ -77,7 +77,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "pvt_v2_b0": _timm(
         "pvt_v2_b0", default=0.45,
         because="its attention reshapes to (B, N, C) with the C of the residual stream, also in the reduction; "
-        "without wide=True that width stays, and the user's own code then fixes queries, keys, values and reduction (shown in test_architectures.py)",
+        "without wide=True that width stays, and the user's own code then fixes queries, keys, values and reduction "
+        "(shown in test_architectures.py)",
     ),
     "mixer_s32": _timm(
         "mixer_s32_224", 224, wide=0.88,
