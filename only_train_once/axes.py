@@ -103,7 +103,14 @@ def _apply(c: Context, node: Node, *, skip: bool) -> None:
         c.freeze_node(node, untrusted)
         function = None
     if function is not None:
-        function(c, node)
+        try:
+            function(c, node)
+        except Exception as error:  # a rule that fails says nothing: what it has stated already only restricts
+            logger.warning("the rule for %s failed: %s", c.graph.where(node), error, exc_info=True)
+            c.freeze_node(node, f"the rule for this operator failed ({type(error).__name__})")
+            for output in node.outputs:
+                if output is not None:
+                    c.labels[output] = [None] * len(c.shape(output))
     if node.inputs and all(i in c.from_params for i in node.inputs):
         c.from_params |= {o for o in node.outputs if o is not None}
     for output in node.outputs:

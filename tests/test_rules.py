@@ -1129,6 +1129,26 @@ def test_a_wrong_rule_is_found() -> None:
         _RULES.pop("oto_test.half_cosine", None)
 
 
+def test_a_rule_that_fails_freezes_what_it_touches(caplog: pytest.LogCaptureFixture) -> None:
+    @torch.library.custom_op("oto_test::third", mutates_args=())
+    def third(x: Tensor) -> Tensor:
+        return x / 3
+
+    row = flat(lambda m, x: third(x), 0)
+    try:
+
+        @rule("oto_test.third")
+        def failing(c: Context, node: Node) -> None:
+            raise IndexError("no such dim")
+
+        _, _, groups = prepared(row)
+    finally:
+        _RULES.pop("oto_test.third", None)
+    assert "the rule for oto_test.third in the model" in caplog.text
+    reasons = {g.reason for g in groups if not g.prunable}
+    assert any("the rule for this operator failed (IndexError) at oto_test.third" in (r or "") for r in reasons), reasons
+
+
 def test_the_model_is_left_alone() -> None:
     model, inputs, groups = prepared(IN_PLACE["written"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
