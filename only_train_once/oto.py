@@ -38,8 +38,6 @@ from .visualize import draw_groups
 
 logger = logging.getLogger(__name__)
 
-Removed = Mapping[str, Sequence[int]]
-
 
 @dataclass
 class Subnet:

@@ -9,7 +9,6 @@ removed and has to reproduce the output bit for bit.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -690,8 +689,3 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 def _describe(inputs: Any) -> str:
     shapes = [f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_of(inputs)]
     return f"[{', '.join(shapes)}]"
-
-
-def signature_of(model: nn.Module) -> str:
-    """The forward signature, for error messages."""
-    return f"{type(model).__name__}.forward{inspect.signature(model.forward)}"

@@ -7,7 +7,7 @@ from ..labels import Dim, Label, Mark
 from .registry import Context, rule
 
 
-def _with_bias(c: Context, node: Node, bias: int | None, out: Dim, scale_is_zero: bool = False) -> Dim:
+def _with_bias(c: Context, node: Node, bias: int | None, out: Dim) -> Dim:
     """Add a bias along the last dim: zero where both are."""
     if bias is None:
         return out

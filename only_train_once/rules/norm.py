@@ -66,32 +66,25 @@ def layer_norm(c: Context, node: Node) -> None:
 
     The statistics also leak gradient into removed channels, so their slices are pinned.
     """
-    x = c.tensors(node)[0]
-    shape = list(node.argument("normalized_shape"))
-    weight, bias = c.tensor(node, "weight"), c.tensor(node, "bias")
-    dims = _other_dims(c, node, x, len(shape), bias)
-    if len(shape) > 1:
-        for d in range(-len(shape), 0):
-            _freeze_normalized(c, node, [c.dim(x, d)], weight, bias, "statistics run over several dims")
-            dims[d] = None
-    else:
-        dims[-1] = _full_width(c, node, x, c.rank(x) - 1, weight, bias, "LayerNorm", leaks=True)
-    _set_with_statistics(c, node, dims)
+    _norm_over_last_dims(c, node, "LayerNorm", leaks=True)
 
 
 @rule("aten._fused_rms_norm", "aten.rms_norm")
 def rms_norm(c: Context, node: Node) -> None:
     """Mean of squares over the last dim: exact with the divisor of the full width, when the input is zero."""
-    x = c.tensors(node)[0]
-    shape = list(node.argument("normalized_shape"))
-    weight = c.tensor(node, "weight")
-    dims = _other_dims(c, node, x, len(shape), None)
-    if len(shape) > 1:
-        for d in range(-len(shape), 0):
-            _freeze_normalized(c, node, [c.dim(x, d)], weight, None, "statistics run over several dims")
+    _norm_over_last_dims(c, node, "RMSNorm", leaks=False)
+
+
+def _norm_over_last_dims(c: Context, node: Node, base: str, *, leaks: bool) -> None:
+    x, count = c.tensors(node)[0], len(node.argument("normalized_shape"))
+    weight, bias = c.tensor(node, "weight"), c.tensor(node, "bias")
+    dims = _other_dims(c, node, x, count, bias)
+    if count > 1:
+        for d in range(-count, 0):
+            _freeze_normalized(c, node, [c.dim(x, d)], weight, bias, "statistics run over several dims")
             dims[d] = None
     else:
-        dims[-1] = _full_width(c, node, x, c.rank(x) - 1, weight, None, "RMSNorm", leaks=False)
+        dims[-1] = _full_width(c, node, x, c.rank(x) - 1, weight, bias, base, leaks=leaks)
     _set_with_statistics(c, node, dims)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from ..errors import RuleError
 from ..graph import EqualParts, Expr, Graph, Node, Ref, SizeUse, Value, ValueKind
-from ..labels import Dim, Flags, Ids, Label, LabelStore, Mark, Spread
+from ..labels import Dim, Ids, Label, LabelStore, Mark, Spread
 
 Rule = Callable[["Context", Node], None]
 _RULES: dict[str, Rule] = {}
@@ -301,11 +300,6 @@ class Context:
             self.freeze(dims[d], f"{why or 'the order or count of this dim matters'} at {self.graph.where(node)}")
             dims[d] = None
         self.set(node, dims, output)
-
-
-def zeros_like(label: Label) -> Flags:
-    """No index is zero."""
-    return np.zeros(len(label), dtype=bool)
 
 
 def is_float(dtype: torch.dtype) -> bool:
