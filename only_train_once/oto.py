@@ -201,6 +201,9 @@ class OTO:
 
     def skip_operators(self, operators: Sequence[str]) -> None:
         """Freeze what the named ATen operators touch, ``["aten.softmax"]``, and find the groups again."""
+        names = {n for name in self.graph.operators() for n in (name, name.partition(".")[2])}
+        for absent in sorted(set(_name_list(operators, "operators")) - names):
+            logger.warning("skip_operators: this model calls no %s; see oto.graph.operators()", absent)
         self._skipped_operators = tuple(dict.fromkeys((*self._skipped_operators, *_name_list(operators, "operators"))))
         self.partition_pzigs()
 

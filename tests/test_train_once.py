@@ -118,7 +118,7 @@ def test_a_wrong_group_is_excluded_and_named() -> None:
     assert "c" in str(subnet.report)
 
 
-def test_skip_patterns_and_operators() -> None:
+def test_skip_patterns_and_operators(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.randn(2, 3, 6, 6)
     whole = {g.name for g in OTO(Net(), x).groups.prunable}
     assert whole == {"a", "b", "c"}
@@ -127,7 +127,9 @@ def test_skip_patterns_and_operators() -> None:
     by_name = OTO(Net(), x, skip_patterns=[r"^c\.weight$"])
     assert {g.name for g in by_name.groups.prunable} == {"a"}  # b reads into c.weight, so it is touched as well
     by_operator = OTO(Net(), x)
-    by_operator.skip_operators(["mean"])
+    by_operator.skip_operators(["mean", "gelu"])
+    assert "this model calls no gelu" in caplog.text
+    assert "no mean" not in caplog.text
     assert {g.name for g in by_operator.groups.prunable} == {"a", "c"}
     with pytest.raises(only_train_once.errors.ConfigurationError, match="no gelu -> relu in this model"):
         OTO(Net(), x, skip_patterns=["gelu->relu"])
