@@ -17,7 +17,7 @@ from .graph import Expr, Graph, Guard, Node, SizeUse, ValueKind
 from .labels import Ids, Kind, Label, Solution, Spread, kinds_of
 from .rules import Context, registered
 from .rules.pointwise import is_pointwise, pointwise
-from .rules.registry import NormSite, is_float
+from .rules.registry import Attribute, NormSite, is_float
 
 logger = logging.getLogger(__name__)
 
@@ -67,24 +67,23 @@ def analyse(
         skip_nodes: indices of nodes whose dims are to be frozen.
     """
     c = Context(graph)
-    c.consumers = graph.consumers()
-    made_by = {o: node for node in graph.nodes for o in node.outputs if o is not None}
     for use in graph.uses:
         if use.position == graph.values[use.value].shape[use.dim]:
             value = use.value
             c.sizes.setdefault((value, use.dim), use.expr)
-            while value in made_by and made_by[value].name in ("aten.detach", "aten.alias", "aten.lift_fresh"):
-                value = made_by[value].inputs[0]  # a factory function hands out a view of what it made
+            while value in c.producers and c.producers[value].name in ("aten.detach", "aten.alias", "aten.lift_fresh"):
+                value = c.producers[value].inputs[0]  # a factory function hands out a view of what it made
                 c.sizes.setdefault((value, use.dim), use.expr)
     for node in graph.nodes:
         names = (node.name, node.name.partition(".")[2])
         _apply(c, node, skip=node.index in skip_nodes or any(name in skip_operators for name in names))
     _freeze_outputs(c, strict_outputs)
     _freeze_branches(c)
-    bound = _apply_sizes(c)
+    statements = _statements(c)
+    bound = _apply_sizes(c, statements)
     if not wide:
         _freeze_wide(c)
-    return _settle(c, bound)
+    return _settle(c, bound, [(use, ids) for use, ids in statements if not use.expr.is_leaf])
 
 
 # ---------------------------------------------------------------- rules
@@ -187,9 +186,28 @@ def _freeze_wide(c: Context) -> None:
 # ---------------------------------------------------------------- what the model's code said about sizes
 
 
-def _apply_sizes(c: Context) -> dict[tuple[str, str, int | None], Ids]:
+def _statements(c: Context) -> list[tuple[SizeUse, Ids]]:
+    """What the code said about the sizes of labelled dims, and the ids it spoke of.
+
+    A repeated dim has no ids of its own; what was said about its size holds for the ids it met.
+    """
+    by_place: dict[tuple[int, int], list[SizeUse]] = {}
+    for use in c.graph.uses:
+        by_place.setdefault((use.value, use.dim), []).append(use)
+    own = [(use, label.ids) for use in c.graph.uses if (label := c.label(use.value, use.dim)) is not None]
+    met = [(use, ids) for place, ids in c.met for use in by_place.get(place, [])]
+    return [(use, ids[: use.position]) for use, ids in (*own, *met)]
+
+
+def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attribute, Ids]:
     """Turn statements about sizes into constraints; returns what each attribute counts."""
-    bound: dict[tuple[str, str, int | None], Ids] = {}
+    bound: dict[Attribute, Ids] = {}
+    for attribute, ids in c.attributes:
+        known = bound.setdefault(attribute, ids)
+        if len(known) == len(ids):
+            c.store.equal(known, ids)
+        else:
+            c.store.freeze(ids, f"is counted by {attribute[1]}, which counts something else too")
     for parts in c.graph.equal_parts:
         label = c.label(parts.value, parts.dim)
         if label is None:
@@ -201,13 +219,6 @@ def _apply_sizes(c: Context) -> dict[tuple[str, str, int | None], Ids]:
                 c.store.equal(first, part)
             else:
                 c.freeze(label, f"is cut into parts of unequal size by {parts.where}")
-    uses = [(use, c.label(use.value, use.dim)) for use in c.graph.uses]
-    statements = [(use, label.ids[: use.position]) for use, label in uses if label is not None]
-    by_place: dict[tuple[int, int], list[SizeUse]] = {}
-    for use in c.graph.uses:
-        by_place.setdefault((use.value, use.dim), []).append(use)
-    for place, ids in c.met:  # repeated dims whose size was named, and what they met
-        statements += [(use, ids[: use.position]) for use in by_place.get(place, [])]
     for use, ids in statements:
         expr = use.expr
         if expr.kind == "const":
@@ -241,7 +252,7 @@ def _suffix(expr: Expr, c: Context) -> int | None:
     return None
 
 
-def _bind_guard(c: Context, guard: Guard, bound: dict[tuple[str, str, int | None], Ids]) -> None:
+def _bind_guard(c: Context, guard: Guard, bound: dict[Attribute, Ids]) -> None:
     """``x.shape[1] == self.channels`` held, so the attribute counts that dim."""
     for attr, other in ((guard.left, guard.right), (guard.right, guard.left)):
         if attr.kind != "attr":
@@ -259,15 +270,8 @@ def _bind_guard(c: Context, guard: Guard, bound: dict[tuple[str, str, int | None
             c.store.equal(known, ids)
 
 
-def _settle(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
+def _settle(c: Context, bound: dict[Attribute, Ids], statements: list[tuple[SizeUse, Ids]]) -> Axes:
     """Solve; test every statement about sizes on trial removals; freeze what would break one; again."""
-    statements = [
-        (use, label.ids[: use.position])
-        for use in c.graph.uses
-        if not use.expr.is_leaf and (label := c.label(use.value, use.dim)) is not None
-    ]
-    by_place = {(use.value, use.dim): use for use in c.graph.uses if not use.expr.is_leaf}
-    statements += [(by_place[place], ids) for place, ids in c.met if place in by_place]
     guards = [g for g in c.graph.guards if g.left != g.right] + _about_fixed_dims(c, bound)
     for _ in range(64):
         solution = c.store.solve()
@@ -282,11 +286,10 @@ def _settle(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
         for ids in bound.values():
             c.store.freeze(ids, "what the code says about sizes cannot be kept true")
         solution = c.store.solve()
-    axes = _collect(c, solution, bound)
-    return axes
+    return _collect(c, solution, bound)
 
 
-def _about_fixed_dims(c: Context, bound: dict[tuple[str, str, int | None], Ids]) -> list[Guard]:
+def _about_fixed_dims(c: Context, bound: dict[Attribute, Ids]) -> list[Guard]:
     """What is said about a dim that cannot shrink has to stay true while what it is said with may shrink."""
     met = {place for place, _ in c.met}
     guards: dict[Guard, None] = {}
@@ -303,7 +306,7 @@ def _about_fixed_dims(c: Context, bound: dict[tuple[str, str, int | None], Ids])
 def _broken(
     c: Context,
     solution: Solution,
-    bound: dict[tuple[str, str, int | None], Ids],
+    bound: dict[Attribute, Ids],
     statements: list[tuple[SizeUse, Ids]],
     guards: list[Guard],
 ) -> list[tuple[Ids, str]]:
@@ -331,7 +334,7 @@ def _broken(
 def _broken_by(
     c: Context,
     solution: Solution,
-    bound: dict[tuple[str, str, int | None], Ids],
+    bound: dict[Attribute, Ids],
     ids: Ids,
     left: Expr | None,
     right: Expr,
@@ -380,7 +383,7 @@ def _attribute_value(graph: Graph, path: str, name: str, index: int | None) -> i
 # ---------------------------------------------------------------- what the parameters are to the units
 
 
-def _collect(c: Context, solution: Solution, bound: dict[tuple[str, str, int | None], Ids]) -> Axes:
+def _collect(c: Context, solution: Solution, bound: dict[Attribute, Ids]) -> Axes:
     graph = c.graph
     zero, consumers = _roles(c, solution)
     tensors: dict[tuple[str, int], Ids] = {}
@@ -392,8 +395,6 @@ def _collect(c: Context, solution: Solution, bound: dict[tuple[str, str, int | N
     for (path, attribute, position), ids in bound.items():
         full = f"{path}.{attribute}" if path else attribute
         attributes[full if position is None else f"{full}[{position}]"] = ids
-    for full, ids in c.attributes:
-        attributes.setdefault(full, ids)
     leaks = (
         np.unique(np.concatenate([np.asarray(ids).reshape(-1) for ids in c.leaks]))
         if c.leaks

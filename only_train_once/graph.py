@@ -250,6 +250,10 @@ class Graph:
                 readers.setdefault(index, []).append(node)
         return readers
 
+    def producers(self) -> dict[int, Node]:
+        """The node that made each value; leaves have none."""
+        return {output: node for node in self.nodes for output in node.outputs if output is not None}
+
     def chains(self, operators: Sequence[str]) -> set[int]:
         """Indices of the nodes of every path along which these operators (``"add"``) follow one another."""
         readers = self.consumers()

@@ -275,7 +275,7 @@ class OTO:
 
     def _tensors_behind(self, node: Node) -> set[str]:
         """Parameters a node reads, also through a view; where it reads none, those of the nearest nodes behind it."""
-        makers = {out: n for n in self.graph.nodes for out in n.outputs if out is not None}
+        makers = self.graph.producers()
         weights: dict[int, frozenset[str]] = {}  # values computed from parameters alone -> from which
         for value in self.graph.values:
             if value.kind in (ValueKind.PARAMETER, ValueKind.BUFFER):

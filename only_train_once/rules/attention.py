@@ -6,7 +6,7 @@ import numpy as np
 
 from ..graph import Node
 from ..labels import Dim, Label, Mark
-from .registry import Context, rule
+from .registry import Context, rule, without_zeros
 
 
 @rule(
@@ -55,7 +55,7 @@ def attention(c: Context, node: Node) -> None:
     for output in range(1, len(node.outputs)):
         made = node.outputs[output]
         if made is not None and c.shape(made)[: rank - 1] == c.shape(q)[: rank - 1] and c.rank(made) == rank - 1:
-            c.set(node, [*(h.with_zero(False) if isinstance(h, Label) else h for h in heads), None], output)
+            c.set(node, [*without_zeros(heads), None], output)
         elif made is not None:
             c.set(node, [None] * c.rank(made), output)
 
@@ -68,4 +68,4 @@ def softmax(c: Context, node: Node) -> None:
     dims = list(c.dims(x))
     c.freeze(dims[d], f"a zero still counts in a softmax over this dim at {c.graph.where(node)}")
     dims[d] = None
-    c.set(node, [other.with_zero(False) if isinstance(other, Label) else other for other in dims])
+    c.set(node, without_zeros(dims))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..graph import Node
 from ..labels import Dim, Label, Mark
-from .registry import Context, rule
+from .registry import Context, rule, without_zeros
 
 
 def _with_bias(c: Context, node: Node, bias: int | None, out: Dim) -> Dim:
@@ -144,5 +144,5 @@ def distance(c: Context, node: Node) -> None:
     c.need_zero(node, a, c.rank(a) - 1)
     c.need_zero(node, b, c.rank(b) - 1)
     batch = [c.tie(c.dim(a, d), c.dim(b, d), node) for d in range(c.rank(a) - 2)]
-    batch = [d.with_zero(False) if isinstance(d, Label) else d for d in batch]
+    batch = without_zeros(batch)
     c.set(node, [*batch, c.dim(a, -2), c.dim(b, -2)])

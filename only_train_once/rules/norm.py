@@ -139,8 +139,8 @@ def _full_width(
 
 def norm_dim(c: Context, node: Node, label: Label) -> int | None:
     """Which dim of the first input of the running module carries these ids; None where none does."""
-    for call in c.graph.calls:
-        if call.module != node.module or not call.inputs:
+    for call in c.calls.get(node.module, []):
+        if not call.inputs:
             continue
         index = call.inputs[0]
         for d, found in enumerate(c.labels.get(index, [])):

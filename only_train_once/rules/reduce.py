@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..graph import Node, Ref
 from ..labels import Dim, Label, Mark
 from .norm import norm_dim
-from .registry import Context, NormSite, rule
+from .registry import Context, NormSite, rule, without_zeros
 
 
 def _reduced(c: Context, node: Node, x: int) -> list[int]:
@@ -70,10 +70,10 @@ def mean(c: Context, node: Node) -> None:
 def _rms_site(c: Context, node: Node, label: Label) -> int | None:
     """The dim of the module's input, if the module computes ``x * rsqrt(mean(x * x) + eps)`` and nothing else."""
     path = node.module
-    if any(other.startswith(f"{path}.") for other in c.graph.classes) or not path:
+    if path in c.parents or not path:
         return None
-    squared = [n for n in c.graph.nodes if n.outputs and n.outputs[0] in node.inputs]
-    if not squared or not _is_square(squared[-1]):
+    squared = c.producers.get(node.inputs[0])
+    if squared is None or not _is_square(squared):
         return None
     value = node.outputs[0]
     for _ in range(4):  # mean -> (+ eps) -> rsqrt, or sqrt and a division; casts in between
@@ -121,7 +121,7 @@ def counting(c: Context, node: Node) -> None:
     dims = list(c.dims(x))
     for d in reduced:
         c.freeze(dims[d], f"a zero still counts when this dim is reduced at {c.graph.where(node)}")
-    plain: list[Dim] = [d.with_zero(False) if isinstance(d, Label) else d for d in dims]
+    plain = without_zeros(dims)
     for output in range(len(node.outputs)):
         _set_reduced(c, node, dims if output < _ZERO_OUTPUTS.get(node.name, 0) else plain, reduced, output)
 
@@ -134,7 +134,7 @@ def ordered(c: Context, node: Node) -> None:
     dims = list(c.dims(x))
     c.freeze(dims[d], f"the order of this dim matters at {c.graph.where(node)}")
     dims[d] = None
-    plain: list[Dim] = [dim.with_zero(False) if isinstance(dim, Label) else dim for dim in dims]
+    plain = without_zeros(dims)
     for output in range(len(node.outputs)):
         values = output == 0 and node.name not in ("aten.logcumsumexp", "aten.argsort")
         c.set(node, dims if values else plain, output)
@@ -147,6 +147,6 @@ def topk(c: Context, node: Node) -> None:
     dims = list(c.dims(x))
     c.freeze(dims[d], f"the largest of this dim are picked at {c.graph.where(node)}")
     dims[d] = None
-    plain: list[Dim] = [dim.with_zero(False) if isinstance(dim, Label) else dim for dim in dims]
+    plain = without_zeros(dims)
     c.set(node, dims)
     c.set(node, plain, output=1)

@@ -9,10 +9,11 @@ from functools import cached_property
 import torch
 
 from ..errors import RuleError
-from ..graph import EqualParts, Expr, Graph, Node, Ref, SizeUse, Value, ValueKind
+from ..graph import EqualParts, Expr, Graph, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
 from ..labels import Dim, Ids, Label, LabelStore, Mark, Spread
 
 Rule = Callable[["Context", Node], None]
+Attribute = tuple[str, str, int | None]  # module path, name, place in a sequence: the arguments of an ``attr`` leaf
 _RULES: dict[str, Rule] = {}
 
 
@@ -65,10 +66,9 @@ class Context:
     consumed: list[tuple[int, int]] = field(default_factory=list)  # (value, dim) of weights that read removed units
     ignored: set[tuple[int, int]] = field(default_factory=set)  # (node, value): a demand stops here
     leaks: list[Ids] = field(default_factory=list)  # ids whose units get gradients at zero
-    attributes: list[tuple[str, Ids]] = field(default_factory=list)  # "module.attr" counts these ids
+    attributes: list[tuple[Attribute, Ids]] = field(default_factory=list)  # an attribute counts these ids
     norms: list[NormSite] = field(default_factory=list)
     met: list[tuple[tuple[int, int], Ids]] = field(default_factory=list)  # spread dims and what they met
-    consumers: dict[int, list[Node]] = field(default_factory=dict)
     sizes: dict[tuple[int, int], Expr] = field(default_factory=dict)  # (value, dim) -> where its whole size came from
     unknown: dict[str, list[str]] = field(default_factory=dict)  # operator without a rule -> modules
 
@@ -141,7 +141,7 @@ class Context:
                     said.position == position if isinstance(said, SizeUse) else position % said.size == 0
                 ):
                     return True
-            made = self._made_by.get(value)
+            made = self.producers.get(value)
             value = made.inputs[0] if made is not None and made.inputs else None
         return False
 
@@ -154,8 +154,27 @@ class Context:
         return said
 
     @cached_property
-    def _made_by(self) -> dict[int, Node]:
-        return {o: node for node in self.graph.nodes for o in node.outputs if o is not None}
+    def producers(self) -> dict[int, Node]:
+        """The node that made each value."""
+        return self.graph.producers()
+
+    @cached_property
+    def consumers(self) -> dict[int, list[Node]]:
+        """The nodes that read each value."""
+        return self.graph.consumers()
+
+    @cached_property
+    def calls(self) -> dict[str, list[ModuleCall]]:
+        """The calls of each module."""
+        calls: dict[str, list[ModuleCall]] = {}
+        for call in self.graph.calls:
+            calls.setdefault(call.module, []).append(call)
+        return calls
+
+    @cached_property
+    def parents(self) -> set[str]:
+        """Paths of the modules that have modules inside."""
+        return {path.rpartition(".")[0] for path in self.graph.classes if path}
 
     # -- stating
 
@@ -257,7 +276,7 @@ class Context:
     def attribute(self, node: Node, name: str, value: int, label: Label) -> None:
         """The module's int attribute ``name`` counts these ids; without such an attribute they freeze."""
         if self.graph.attributes.get(node.module, {}).get(name) == value:
-            self.attributes.append((f"{node.module}.{name}" if node.module else name, label.ids))
+            self.attributes.append(((node.module, name, None), label.ids))
         else:
             self.freeze(label, f"no attribute {name}={value} to change at {self.graph.where(node)}")
 
@@ -300,6 +319,11 @@ class Context:
             self.freeze(dims[d], f"{why or 'the order or count of this dim matters'} at {self.graph.where(node)}")
             dims[d] = None
         self.set(node, dims, output)
+
+
+def without_zeros(dims: Sequence[Dim]) -> list[Dim]:
+    """The same dims, zero nowhere."""
+    return [dim.with_zero(False) if isinstance(dim, Label) else dim for dim in dims]
 
 
 def is_float(dtype: torch.dtype) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..graph import Node
 from ..labels import Dim, Label, Spread
-from .registry import Context, rule
+from .registry import Context, rule, without_zeros
 
 
 @rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.flatten", "aten.unflatten",
@@ -269,7 +269,7 @@ def pad(c: Context, node: Node) -> None:
         elif isinstance(label, Spread) and (before or after):
             dims[d] = None
     if value:
-        dims = [d.with_zero(False) if isinstance(d, Label) else d for d in dims]
+        dims = without_zeros(dims)
     c.set(node, dims)
 
 

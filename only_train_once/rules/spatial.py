@@ -6,7 +6,7 @@ import numpy as np
 
 from ..graph import Node
 from ..labels import Dim, Label
-from .registry import Context, rule
+from .registry import Context, rule, without_zeros
 
 
 @rule(
@@ -26,7 +26,7 @@ def over_space(c: Context, node: Node) -> None:
     """
     x = c.tensors(node)[0]
     dims = _space(c, node, x)
-    plain: list[Dim] = [d.with_zero(False) if isinstance(d, Label) else d for d in dims]
+    plain = without_zeros(dims)
     for output in range(len(node.outputs)):
         if node.outputs[output] is not None:
             c.set(node, plain if output else dims, output)
