@@ -13,8 +13,8 @@ steps (the last one takes the remainder). K = floor(sparsity * units) units go i
     back to 0 after every step.
 
 ``follow`` entries are never changed. Before and after pruning a step costs what the base optimizer's costs, within 2 %
-(``benchmarks/results/step_cost.md``; while units are driven to zero it costs up to 1.9 times that). The gradient sums of
-a window are kept only inside it, and nothing waits for the device except at a period's first step.
+(``benchmarks/results/step_cost.md``); while units are driven to zero it costs up to 1.9 times that. The gradient sums
+of a window are kept only inside it, and nothing waits for the device except at a period's first step.
 """
 
 from __future__ import annotations
