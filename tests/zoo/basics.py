@@ -1,37 +1,14 @@
-"""Small networks, one per structure, each with example inputs: the table that the properties run over.
-
-`Case.prunable` is the least number of prunable units the default analysis has to find (0: everything has to be
-frozen), `Case.reason` a text that some frozen group's reason has to contain.
-"""
+"""Small networks, one per structure: layers, attention, norms, and what Python code does around them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Case:
-    """One structure."""
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[], Any]
-    prunable: int = 1
-    reason: str = ""
-    wide: int = 0  # least number of prunable units with wide=True, where more than by default
-
-
-def images(channels: int = 3, size: int = 8) -> Callable[[], Tensor]:
-    return lambda: torch.randn(2, channels, size, size)
-
-
-def tokens(width: int = 16, length: int = 5) -> Callable[[], Tensor]:
-    return lambda: torch.randn(2, length, width)
+from .case import Case, images, tokens
 
 
 class MLP(nn.Module):
@@ -604,7 +581,7 @@ class Mixer(nn.Module):
         return self.head(x + self.d(F.gelu(self.c(x))))
 
 
-ZOO: dict[str, Case] = {
+BASICS: dict[str, Case] = {
     "mlp": Case(MLP, lambda: torch.randn(3, 6), 10),
     "convnet": Case(ConvNet, images(), 14),
     "residual": Case(Residual, images(), 20),
