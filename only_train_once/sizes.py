@@ -63,28 +63,38 @@ class SizeInt(int):
             self.log.guard(self.expr, expr_of(other))
         return differs
 
-    def _escapes(self) -> None:
+    def escapes(self) -> None:
+        """The number itself is computed with, so it has to stay."""
         self.log.guard(self.expr, Expr("const", (int.__int__(self),)))
 
     def __float__(self) -> float:
-        self._escapes()
+        self.escapes()
         return int.__float__(self)
 
     def __truediv__(self, other: Any) -> Any:
-        self._escapes()
+        self.escapes()
         return int.__truediv__(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        self._escapes()
+        self.escapes()
         return int.__rtruediv__(self, other)
 
     def __pow__(self, other: Any, modulo: Any = None) -> Any:
-        self._escapes()
+        self.escapes()
         return int.__pow__(self, other, modulo)
 
     def __rpow__(self, other: Any, modulo: Any = None) -> Any:
-        self._escapes()
+        self.escapes()
         return int.__rpow__(self, other, modulo)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        plain = []
+        for value in inputs:
+            if isinstance(value, SizeInt):
+                value.escapes()
+                value = int.__int__(value)
+            plain.append(value)
+        return getattr(ufunc, method)(*plain, **kwargs)
 
     def __neg__(self) -> SizeInt:
         return SizeInt(int.__neg__(self), Expr("-", (Expr("const", (0,)), self.expr)), self.log)
@@ -99,7 +109,7 @@ def _binary(symbol: str, function: Callable[[Any, Any], Any], reflected: bool) -
     def method(self: SizeInt, other: Any) -> Any:
         if not isinstance(other, int) or isinstance(other, bool):
             if isinstance(other, float):
-                self._escapes()
+                self.escapes()
             return NotImplemented
         a, b = (other, self) if reflected else (self, other)
         result = function(int.__int__(a), int.__int__(b))

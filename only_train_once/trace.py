@@ -10,6 +10,7 @@ removed and has to reproduce the output bit for bit.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal"})
 # int attributes that shape no tensor dim; leaving them alone saves time in every convolution
+_NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
 
 
@@ -399,11 +401,26 @@ class _FunctionRecorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        first = len(self.recorder.nodes)
         result = func(*args, **kwargs)
         handler = _HANDLERS.get(func)
         if handler is None:
+            if self.log is not None:
+                self._escapes(args, kwargs, first)
             return result
         return handler(self, func, args, kwargs, result)
+
+    def _escapes(self, args: Any, kwargs: Any, first: int) -> None:
+        """A size that a call computes with as a number (``x / x.shape[1]``) has to stay what it is."""
+        given = [*args, *kwargs.values()]
+        sizes = [size for size in given if isinstance(size, SizeInt)]
+        for node in self.recorder.nodes[first:] if sizes else ():
+            for position, argument in enumerate(node.op._schema.arguments):
+                value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+                if type(value) in (int, SizeInt) and str(argument.type) in _NUMBERS:
+                    for size in sizes:
+                        if int.__eq__(size, value):
+                            size.escapes()
 
     # Handlers return what the caller gets.
 
@@ -416,6 +433,27 @@ class _FunctionRecorder(TorchFunctionMode):
             dim = (args[1] if len(args) > 1 else kwargs["dim"]) % tensor.dim()
             return SizeInt(result, Expr("dim", (value, int(dim))), self.log)
         return torch.Size([SizeInt(n, Expr("dim", (value, d)), self.log) for d, n in enumerate(result)])
+
+    def numel(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The product of all sizes."""
+        if self.log is None:
+            return result
+        value = self.recorder.value_of(args[0])
+        sizes = [SizeInt(n, Expr("dim", (value, d)), self.log) for d, n in enumerate(tuple(args[0].shape))]
+        return math.prod(sizes, start=SizeInt(1, Expr("const", (1,)), self.log))
+
+    def length(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """``len(x)`` is a plain int whatever is returned here: the dim stays."""
+        if self.log is not None and args[0].dim():
+            SizeInt(result, Expr("dim", (self.recorder.value_of(args[0]), 0)), self.log).escapes()
+        return result
+
+    def data(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Sizes that become the entries of a tensor."""
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, SizeInt):
+                leaf.escapes()
+        return result
 
     def sizes(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """The sizes name the dims of the result: view, reshape, expand, zeros, ..."""
@@ -553,6 +591,9 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
     t = torch.Tensor
     table: dict[Callable[..., Any], Sequence[Any]] = {
         mode.shape: (t.shape.__get__, t.size),  # type: ignore[attr-defined]
+        mode.numel: (t.numel, torch.numel, t.nelement),
+        mode.length: (t.__len__,),
+        mode.data: (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, t.new_tensor),
         mode.sizes: (
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
             torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,

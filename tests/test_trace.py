@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,3 +190,40 @@ def test_uncopyable_model_is_named() -> None:
             trace(model, torch.randn(3, 6))
     finally:
         model.handle.close()
+
+
+class Scaled(nn.Module):
+    """Computes with the number of its hidden channels, in the way it is given."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.function = nn.Linear(6, 10), nn.Linear(10, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.function(self.fc1(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda h: h / h.shape[1], id="divided"),
+        pytest.param(lambda h: h.shape[1] * h, id="multiplied"),
+        pytest.param(lambda h: h.pow(h.size(1)), id="power"),
+        pytest.param(lambda h: torch.add(h, 1, alpha=h.shape[1]), id="alpha"),
+        pytest.param(lambda h: h / torch.sqrt(torch.tensor(h.shape[1])), id="tensor"),
+        pytest.param(lambda h: h * torch.full((1,), h.shape[1]), id="full"),
+        pytest.param(lambda h: h * math.sqrt(h.shape[1]), id="math"),
+        pytest.param(lambda h: h * float(np.sqrt(h.shape[1])), id="numpy"),
+        pytest.param(lambda h: h / h[0].numel(), id="numel"),
+        pytest.param(lambda h: h / len(h[0]), id="len"),
+    ],
+)
+def test_a_size_that_is_computed_with_has_to_stay(function: Callable[[Tensor], Tensor]) -> None:
+    groups = find_groups(trace(Scaled(function), torch.randn(3, 6)))
+    assert "fc1" not in {g.name for g in groups.prunable}
+    assert "fc1" in {g.name for g in find_groups(trace(Scaled(torch.tanh), torch.randn(3, 6))).prunable}
+
+
+def test_a_size_from_numel_is_followed() -> None:
+    model = Scaled(lambda h: h.view(-1, h.numel() // h.shape[0]))
+    assert "fc1" in {g.name for g in find_groups(trace(model, torch.randn(3, 6))).prunable}

@@ -1,0 +1,167 @@
+"""`check`: everything the zoo asks of one network, as one flat record."""
+
+from __future__ import annotations
+
+import copy
+import re
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from only_train_once.checkpoint import load, save
+from only_train_once.groups import GroupList, find_groups
+from only_train_once.inputs import Inputs, call_model
+from only_train_once.surgery import construct_subnet
+from only_train_once.trace import output_tensors, trace
+from only_train_once.verify import verify_subnet
+from tests.pruning import choose, coverage, randomize, zero
+
+from .network import Network
+
+EXACT = 1e-9
+
+
+def check(build: Callable[[], Network], repeats: int = 3) -> dict[str, Any]:
+    """Analyse a network, cut 40 % of the units of every group by default and with wide=True, compare, train, save.
+
+    Returns:
+        JSON fields. ``default`` and ``wide`` hold what `_cut` says; what fails raises, so that no field can be
+        missing because something went wrong.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the libraries say about themselves
+        network = build()
+        model, inputs = network.model.eval(), network.inputs(0)
+        randomize(model)
+        forward, analysis = _times(model, inputs, repeats)
+        graph = trace(model, inputs)
+        unknown = sorted(
+            {
+                m[1]
+                for g in find_groups(graph)
+                if not g.prunable and (m := re.search(r"no rule for this operator at (\S+)", g.reason or ""))
+            }
+        )
+        record: dict[str, Any] = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "operators": len(graph.nodes),
+            "forward_s": round(statistics.median(forward), 4),
+            "analysis_s": round(statistics.median(analysis), 4),
+            "ratio": round(statistics.median(a / f for a, f in zip(analysis, forward, strict=True)), 2),
+            "instrumented": graph.provenance,
+            "untrusted": len(graph.untrusted),
+            "without_rule": unknown,
+            "note": network.note,
+        }
+        state = copy.deepcopy(model.state_dict())
+        for wide in (False, True):
+            model.load_state_dict(state)
+            record["wide" if wide else "default"] = _cut(model, find_groups(graph, wide=wide), network, build)
+    return record
+
+
+def _times(model: nn.Module, inputs: Inputs, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of one eager forward and of a whole analysis, in turns; long ones are run once."""
+    forward, analysis = [], []
+    with torch.no_grad():
+        call_model(model, inputs)
+        for _ in range(repeats):
+            forward.append(_seconds(lambda: call_model(model, inputs)))
+            analysis.append(_seconds(lambda: find_groups(trace(model, inputs))))
+            if analysis[0] > 10:
+                break
+    return forward, analysis
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _cut(model: nn.Module, groups: GroupList, network: Network, build: Callable[[], Network]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "groups": len(groups.prunable),
+        "units": sum(g.size for g in groups.prunable),
+        "coverage": round(coverage(model, groups), 4),
+        "frozen": _reasons(model, groups),
+    }
+    if not groups.prunable:
+        return fields
+    fresh = network.inputs(1)
+    before = _first_output(model, fresh)
+    zero(model, groups, choose(groups))
+    after = _first_output(model, fresh)
+    subnet, record = construct_subnet(model, groups)
+    result = verify_subnet(model, subnet, fresh, tolerance=float("inf"))
+    fields |= {
+        "kept": round(sum(p.numel() for p in subnet.parameters()) / sum(p.numel() for p in model.parameters()), 4),
+        "difference": result.max_relative_difference,
+        "dtype": str(result.dtype).removeprefix("torch."),
+        "modes": len(result.modes),
+        "finite": bool(torch.isfinite(after).any()),
+        "changed": not torch.equal(before, after),  # else nothing that was removed mattered, and the check is void
+        "same_class": type(subnet) is type(model),
+        "trains": _trains(subnet, fresh),
+        "loads": _loads(subnet, record, fresh, build),
+    }
+    return fields
+
+
+def _first_output(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return torch.cat(
+            [t.flatten().double() for t in output_tensors(call_model(model, inputs)) if t.is_floating_point()]
+        )
+
+
+def _trains(subnet: nn.Module, inputs: Inputs) -> bool:
+    """Whether a step of SGD moves the parameters."""
+    trained = copy.deepcopy(subnet).train()
+    try:
+        outputs = list(output_tensors(call_model(trained, inputs)))
+    except Exception:  # training mode may want targets
+        outputs = list(output_tensors(call_model(trained.eval(), inputs)))
+    differentiable = [t.float().square().mean() for t in outputs if t.is_floating_point() and t.requires_grad]
+    if not differentiable:
+        return False
+    torch.stack(differentiable).sum().backward()
+    return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trained.parameters())
+
+
+def _loads(subnet: nn.Module, record: Any, inputs: Inputs, build: Callable[[], Network]) -> bool:
+    """Whether the saved subnet comes back with bit-equal outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(subnet, record, {}, folder)
+        loaded = load(folder, build=lambda: build().model)
+    one, two = _first_output(subnet.eval(), inputs), _first_output(loaded.eval(), inputs)
+    return torch.equal(torch.nan_to_num(one), torch.nan_to_num(two))
+
+
+def _reasons(model: nn.Module, groups: GroupList) -> dict[str, float]:
+    """The largest reasons for which parameters are out of reach, with their share of the model's parameters."""
+    parameters = dict(model.named_parameters())
+    open_ = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in parameters.items()}
+    for group in groups.prunable:
+        for s in group.slices:
+            if s.role.is_tensor and s.param in open_:
+                open_[s.param].index_fill_(s.dim, torch.from_numpy(s.index.reshape(-1)), False)
+    total = sum(p.numel() for p in parameters.values())
+    shares: dict[str, float] = {}
+    for group in groups:
+        if group.prunable:
+            continue
+        reason = re.sub(r"%\d+|\b\d+\b|#\d+", "N", re.sub(r" (in|at|by) \S*\.\S+", r" \1 *", group.reason or ""))
+        for s in group.slices:
+            if s.role.is_tensor and s.param in open_:
+                rows = open_[s.param].movedim(s.dim, 0)[torch.from_numpy(s.index.reshape(-1))]
+                shares[reason] = shares.get(reason, 0.0) + float(rows.sum()) / total
+    ranked = sorted(shares.items(), key=lambda item: -item[1])[:4]
+    return {reason: round(share, 3) for reason, share in ranked if share >= 0.005}
