@@ -344,8 +344,7 @@ def _broken_by(
 
     def count(label_ids: Ids) -> tuple[int, NDArray[np.int64]]:
         if id(label_ids) not in lost:
-            rows = solution.members[solution.of_id[label_ids]]
-            lost[id(label_ids)] = np.bincount(rows.indices, minlength=len(solution.frozen)).astype(np.int64)
+            lost[id(label_ids)] = np.bincount(solution.removed_by(label_ids)[0], minlength=len(solution.frozen))
         return len(label_ids), lost[id(label_ids)]
 
     leaves: dict[Expr, tuple[int, NDArray[np.int64] | int]] = {}
@@ -406,6 +405,8 @@ def _collect(c: Context, solution: Solution, bound: dict[Attribute, Ids]) -> Axe
 def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
     """Walk back from where a removed unit has to be zero, and from where weights read it, to the parameters."""
     known: dict[int, Ids] = {}  # id of an array of ids -> components; most labels share their array
+    stamp = np.full(int(solution.component.max(initial=-1)) + 1, -1)  # component -> the last visit that wanted it
+    visit = 0
 
     def classes(index: int, dim: int) -> Ids | None:
         label = c.label(index, dim)
@@ -416,6 +417,7 @@ def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tu
         return known[id(label.ids)]
 
     def walk(starts: list[tuple[int, int]], needs_zero: bool) -> set[tuple[int, int]]:
+        nonlocal visit
         reached: set[tuple[int, int]] = set()
         pending: dict[int, set[int]] = {}
         for index, dim in starts:
@@ -428,7 +430,9 @@ def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tu
                     wanted += [found for d in pending.get(output, ()) if (found := classes(output, d)) is not None]
             if not wanted:
                 continue
-            target = np.unique(np.concatenate(wanted))
+            visit += 1
+            for target in wanted:
+                stamp[target] = visit
             for index in dict.fromkeys((*node.inputs, *(old for _, old in node.updates))):
                 if needs_zero and (node.index, index) in c.ignored:
                     continue
@@ -438,7 +442,7 @@ def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tu
                     if not isinstance(label, Label) or (needs_zero and not label.zero.any()):
                         continue
                     found = classes(index, dim)
-                    if found is not None and np.isin(found, target, assume_unique=True).any():
+                    if found is not None and (stamp[found] == visit).any():
                         pending.setdefault(index, set()).add(dim)
                         reached.add((index, dim))
         return reached

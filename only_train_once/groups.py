@@ -242,17 +242,16 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     free &= ~solution.frozen
     leaking = np.zeros(len(solution.frozen), dtype=bool)
     if len(axes.leaks):
-        leaking[np.unique(solution.members[solution.of_id[axes.leaks]].indices)] = True
+        leaking[solution.removed_by(axes.leaks)[0]] = True
     kind = _kinds(solution)
 
     # (unit, place, position) for everything a unit removes
     units_at, places_at, positions_at = [], [], []
     for number, (_, _, _, ids) in enumerate(places):
-        rows = solution.members[solution.of_id[ids]]
-        positions = np.repeat(np.arange(len(ids)), np.diff(rows.indptr))
-        keep = free[rows.indices]
-        units_at.append(rows.indices[keep].astype(np.int64))
-        positions_at.append(positions[keep])
+        removed, at_position = solution.removed_by(ids)
+        keep = free[removed]
+        units_at.append(removed[keep])
+        positions_at.append(at_position[keep])
         places_at.append(np.full(int(keep.sum()), number))
     if not sum(map(len, units_at)):
         return []
@@ -260,30 +259,28 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     order = np.lexsort((positions, at, units))
     units, at, positions = units[order], at[order], positions[order]
     starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
-    factor_of = _factor_axes(solution)
-    by_footprint: dict[tuple[object, ...], list[tuple[int, int, int]]] = {}
-    for start, stop in zip(starts, np.r_[starts[1:], len(units)], strict=True):
-        unit = int(units[start])
-        numbers, counts = np.unique(at[start:stop], return_counts=True)
-        key = (numbers.tobytes(), counts.tobytes(), int(kind[unit]), bool(leaking[unit]), factor_of.get(unit))
-        by_footprint.setdefault(key, []).append((int(positions[start]), int(start), int(stop)))
+    lengths = np.diff(np.r_[starts, len(units)])
+    first_units = units[starts]
+    alike = _alike(at, starts, lengths, kind[first_units], leaking[first_units], _factor_axes(solution)[first_units])
     groups: list[tuple[tuple[int, int], PruningGroup]] = []
     names: dict[str, int] = {}
-    for members in sorted(by_footprint.values(), key=lambda m: (int(at[m[0][1]]), m[0][0])):
-        first = members[0]
-        unit = int(units[first[1]])
-        members.sort()
-        table = np.stack([positions[start:stop] for _, start, stop in members])
-        columns = at[first[1] : first[2]]
+    firsts = [members[np.argmin(positions[starts[members]])] for members in alike]
+    for number in sorted(range(len(alike)), key=lambda n: (at[starts[firsts[n]]], positions[starts[firsts[n]]])):
+        members = alike[number]
+        members = members[np.argsort(positions[starts[members]], kind="stable")]
+        start, length = int(starts[members[0]]), int(lengths[members[0]])
+        unit = int(units[start])
+        table = positions[starts[members][:, None] + np.arange(length)]
+        columns = at[start : start + length]
         pinned = bool(leaking[unit])
         slices = []
-        for number in np.unique(columns):
-            name, dim, role, ids = places[number]
+        for place in np.unique(columns):
+            name, dim, role, ids = places[place]
             slices.append(
                 ParamSlice(
                     name,
                     dim,
-                    np.ascontiguousarray(table[:, columns == number]),
+                    np.ascontiguousarray(table[:, columns == place]),
                     role,
                     len(ids),
                     pinned=pinned and role is Role.ZERO,
@@ -296,8 +293,29 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
         name = name if names[name] == 1 else f"{name}#{names[name]}"
         alone = None if len(members) > 1 else "is a single unit, and one unit has to stay"
         group = PruningGroup(name, list(Kind)[kind[unit]], tuple(slices), alone is None, alone)
-        groups.append(((int(at[first[1]]), first[0]), group))
+        groups.append(((int(at[start]), int(positions[start])), group))
     return [group for _, group in groups]
+
+
+def _alike(
+    at: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64], *features: NDArray[np.generic]
+) -> list[NDArray[np.int64]]:
+    """Units with the same footprint (places and positions per place) and features, as indices into ``starts``.
+
+    Footprints are sums of random numbers, two of 63 bits per place, and then compared in full: two that differ
+    and collide would be an error, never a wrong group.
+    """
+    random = np.random.default_rng(0).integers(0, 2**62, (2, int(at.max()) + 1), dtype=np.int64)
+    sums = [np.add.reduceat(numbers[at], starts) for numbers in random]  # wraps around, which is fine
+    order = np.lexsort((*features, lengths, *sums))
+    keys = [key[order] for key in (*features, lengths, *sums)]
+    borders = np.flatnonzero(np.r_[True, np.any([key[1:] != key[:-1] for key in keys], axis=0)])
+    found = [np.sort(members) for members in np.split(order, borders[1:])]
+    for members in found:
+        rows = starts[members][:, None] + np.arange(lengths[members[0]])
+        if not (at[rows] == at[rows[0]]).all():
+            raise RuntimeError("two footprints share their sums; this is a bug of only_train_once")
+    return found
 
 
 def _kinds(solution: Solution) -> NDArray[np.int64]:
@@ -308,14 +326,16 @@ def _kinds(solution: Solution) -> NDArray[np.int64]:
     return kind
 
 
-def _factor_axes(solution: Solution) -> dict[int, tuple[int, ...]]:
-    """At which places of products a class is a factor: heads and head-dims differ though they meet the same tensors."""
-    axes: dict[int, set[int]] = {}
+def _factor_axes(solution: Solution) -> NDArray[np.int64]:
+    """(units,) at which places of products a class is a factor, as bits.
+
+    Heads and head-dims differ though they meet the same tensors.
+    """
+    axes = np.zeros(len(solution.frozen), dtype=np.int64)
     for product in solution.products:
         for axis, factor in enumerate(product.factors):
-            for cls in np.unique(factor):
-                axes.setdefault(int(cls), set()).add(axis)
-    return {cls: tuple(sorted(found)) for cls, found in axes.items()}
+            axes[factor] |= 1 << axis
+    return axes
 
 
 def _group_name(graph: Graph, slices: Sequence[ParamSlice], kind: Kind) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -104,6 +105,8 @@ def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.M
         for value in (*vars(part).values(), *part._buffers.values()):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+            elif type(value) in (dict, OrderedDict, set) and not value:
+                memo[id(value)] = type(value)()  # every module has a dozen empty tables of hooks, slow to copy
     try:
         copied = copy.deepcopy(module, memo)
     except Exception as cause:

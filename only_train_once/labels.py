@@ -120,6 +120,15 @@ class Solution:
     members: sparse.csr_matrix
     component: Ids
 
+    def removed_by(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Units whose removal removes some of these ids, and at which places of ``ids``; pairs in order of place."""
+        classes = self.of_id[np.asarray(ids).reshape(-1)]
+        starts = self.members.indptr[classes].astype(np.int64)
+        counts = self.members.indptr[classes + 1] - starts
+        places = np.repeat(np.arange(len(classes)), counts)
+        inside = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self.members.indices[np.repeat(starts, counts) + inside].astype(np.int64), places
+
 
 def kinds_of(solution: Solution) -> dict[Kind, Flags]:
     """For each kind (units,) whether a unit is that; a unit may be several, the last of `Kind` counts.
@@ -132,7 +141,8 @@ def kinds_of(solution: Solution) -> dict[Kind, Flags]:
         Kind.WIDTH: solution.marks[Mark.NORMALIZED] & solution.marks[Mark.STREAM],
     }
     width = np.zeros(len(solution.frozen), dtype=bool)
-    width[np.unique(solution.members[np.flatnonzero(of_class[Kind.WIDTH])].indices)] = True
+    marked = sparse.csr_matrix(of_class[Kind.WIDTH][None].astype(np.int32))
+    width[(marked @ solution.members.astype(np.int32)).indices] = True
     return {**of_class, Kind.WIDTH: width | of_class[Kind.WIDTH]}
 
 

@@ -204,16 +204,19 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        inputs = [self.value_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-        references = iter(inputs)
-        ref_args, ref_kwargs = pytree.tree_unflatten(
-            [Ref(next(references)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
-        )
+        given: list[Tensor] = []
+        inputs: list[int] = []
+
+        def reference(tensor: Tensor) -> Ref:
+            given.append(tensor)
+            inputs.append(self.value_of(tensor))
+            return Ref(inputs[-1])
+
+        ref_args, ref_kwargs = _replace(args, Tensor, reference), _replace(kwargs, Tensor, reference)
         result = func(*args, **kwargs)
         written = _written(func, args, kwargs)
         outputs: list[int | None] = []
-        given = {id(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
+        given_ids = {id(tensor) for tensor in given}
         written_ids = {id(t) for t in written}
         for out in _flat_results(result):
             if not isinstance(out, Tensor):
@@ -221,7 +224,7 @@ class _Recorder(TorchDispatchMode):
             elif id(out) in written_ids:
                 outputs.append(self._new_value(out, ValueKind.RESULT))
                 written_ids.discard(id(out))
-            elif id(out) in given:  # an operator that returns its argument
+            elif id(out) in given_ids:  # an operator that returns its argument
                 outputs.append(self.index_of[id(out)])
             else:
                 outputs.append(self._new_value(out, ValueKind.RESULT))
@@ -309,7 +312,7 @@ class _Recorder(TorchDispatchMode):
         with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
             torch.manual_seed(0)
             for node in self.nodes:
-                args, kwargs = pytree.tree_map_only(Ref, lambda r: env[r.index], (node.args, dict(node.kwargs)))
+                args, kwargs = (_replace(given, Ref, lambda r: env[r.index]) for given in (node.args, node.kwargs))
                 result = node.op(*args, **kwargs)
                 for index, out in zip(node.outputs, _flat_results(result), strict=True):
                     if index is not None:
@@ -681,6 +684,17 @@ def _int_attributes(module: nn.Module) -> dict[str, int]:
         elif isinstance(value, (tuple, list)):
             found |= {f"{name}[{i}]": int(v) for i, v in enumerate(value) if isinstance(v, int)}
     return found
+
+
+def _replace(value: Any, cls: type, function: Callable[[Any], Any]) -> Any:
+    """The arguments of an operator (they nest in tuples, lists and dictionaries only) with some leaves replaced."""
+    if isinstance(value, cls):
+        return function(value)
+    if type(value) in (tuple, list):
+        return type(value)([_replace(item, cls, function) for item in value])
+    if type(value) is dict:
+        return {key: _replace(item, cls, function) for key, item in value.items()}
+    return value
 
 
 def _flat_results(result: Any) -> list[Any]:
