@@ -331,6 +331,7 @@ def _operate(
     if str(saved).rpartition(".")[2] != type(model).__name__:
         # Same tensors do not mean same forward; but classes are renamed, too.
         logger.warning("%s: the model may compute something else%s", path, note)
+    _resize_computed_buffers(model, record, entries)
     try:
         apply_record(record, model)
     except SurgeryError as error:
@@ -353,6 +354,25 @@ def _operate(
                     f"after surgery has {list(named[name].shape)}"
                 )
     return model
+
+
+def _resize_computed_buffers(model: nn.Module, record: SurgeryRecord, entries: Mapping[str, Any]) -> None:
+    """Give non-persistent buffers the shape that they had when the subnet was saved.
+
+    Modules compute such buffers when they run (a table of relative positions for the length they meet), so a
+    freshly built one may have another shape. Only the shape matters here: the saved values replace them.
+    """
+    new: dict[tuple[str, ...], Tensor] = {}
+    for path, module in model.named_modules():
+        for leaf in module._non_persistent_buffers_set:
+            name, held = f"{path}.{leaf}" if path else leaf, getattr(module, leaf)
+            if name not in entries or held is None:
+                continue
+            cut = record.tensors.get(name)
+            full = tuple(entries[name]["shape"]) if cut is None else cut.shape
+            if tuple(held.shape) != full:
+                new[(name, *entries[name]["aliases"])] = torch.empty(full, dtype=held.dtype, device="meta")
+    replace_tensors(model, new)
 
 
 def _stray_meta_tensor(model: nn.Module) -> str | None:

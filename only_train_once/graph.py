@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -80,18 +81,35 @@ class Node:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument of that schema name, however it was passed."""
-        for position, argument in enumerate(self.op._schema.arguments):
-            if argument.name == name:
-                if not argument.kwarg_only and position < len(self.args):
-                    return self.args[position]
-                return self.kwargs.get(name, argument.default_value if argument.has_default_value() else default)
-        return default
+        found = _signature(self.op).get(name)
+        if found is None:
+            return default
+        position, fallback = found
+        if position is not None and position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default if fallback is _REQUIRED else fallback)
 
     def __str__(self) -> str:
         made = ", ".join("_" if o is None else f"%{o}" for o in self.outputs)
         return f"{made} = {self.name}({', '.join(map(str, self.args))})  # {self.module or '<model>'}"
 
 
+_REQUIRED: Any = object()
+
+
+@cache
+def _signature(op: Any) -> dict[str, tuple[int | None, Any]]:
+    """Argument name -> its position (None for keyword-only) and default value."""
+    return {
+        argument.name: (
+            None if argument.kwarg_only else position,
+            argument.default_value if argument.has_default_value() else _REQUIRED,
+        )
+        for position, argument in enumerate(op._schema.arguments)
+    }
+
+
+@cache
 def operator_name(op: Any) -> str:
     """``aten.add`` for ``aten.add_.Tensor``: namespace and name, without overload and in-place mark."""
     namespace, _, name = op._schema.name.partition("::")

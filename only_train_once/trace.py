@@ -309,6 +309,13 @@ class _Recorder(TorchDispatchMode):
 
     def _replay(self) -> Iterator[tuple[Node, Any, dict[int, Tensor]]]:
         env = dict(self.leaves)
+        last: dict[int, list[int]] = {}  # node -> values that no later node needs
+        seen = set(self.outputs)
+        for node in reversed(self.nodes):
+            for index in (*node.inputs, *(o for o in node.outputs if o is not None), *(o for _, o in node.updates)):
+                if index not in seen:
+                    seen.add(index)
+                    last.setdefault(node.index, []).append(index)
         with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
             torch.manual_seed(0)
             for node in self.nodes:
@@ -320,6 +327,8 @@ class _Recorder(TorchDispatchMode):
                 for new, old in node.updates:
                     env[new] = env[old]
                 yield node, result, env
+                for index in last.get(node.index, ()):
+                    env.pop(index, None)
 
     def replays(self) -> bool:
         """Whether running the nodes again gives the same output, bit for bit."""

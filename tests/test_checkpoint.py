@@ -19,9 +19,10 @@ import only_train_once
 from only_train_once import checkpoint
 from only_train_once.checkpoint import RECORD_FILE, TENSOR_FILE, json_digest, load, read_record, save
 from only_train_once.errors import CheckpointError
-from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
+from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role, find_groups
 from only_train_once.record import SurgeryRecord
 from only_train_once.surgery import construct_subnet
+from only_train_once.trace import trace
 
 BUILT_ON: list[str] = []
 
@@ -348,3 +349,30 @@ def test_reference_format(tmp_path: Path) -> None:
     checkpoint.save_reference_format(model, path)
     x = torch.randn(2, 3)
     assert torch.equal(torch.load(path, weights_only=False)(x), model(x))
+
+
+class _Computed(nn.Module):
+    """Makes a table for the length that it meets, as models with relative positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 10), nn.Linear(10, 3)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.table) != x.shape[1]:
+            self.table = torch.arange(float(x.shape[1]))
+        return self.fc2(self.fc1(x + self.table).relu())
+
+
+def test_a_buffer_that_running_the_model_has_resized_is_loaded(tmp_path: Path) -> None:
+    from .pruning import choose, zero  # not above: a test runs this file on its own
+
+    model, x = _Computed(), torch.randn(3, 6)
+    model(x)
+    groups = find_groups(trace(model, x))
+    zero(model, groups, choose(groups))
+    subnet, record = construct_subnet(model, groups)
+    save(subnet, record, {}, tmp_path)
+    loaded = load(tmp_path, build=_Computed)
+    assert torch.equal(loaded(x), subnet(x))

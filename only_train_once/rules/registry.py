@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 
@@ -308,7 +309,7 @@ class Context:
 
     def _out_argument(self, node: Node, output: int) -> int | None:
         """The tensor handed in with ``out=`` for this output."""
-        names = [a.name for a in node.op._schema.arguments if a.is_out]
+        names = _out_names(node.op)
         given = node.kwargs.get(names[output]) if output < len(names) else None
         return given.index if isinstance(given, Ref) else None
 
@@ -319,6 +320,11 @@ class Context:
             self.freeze(dims[d], f"{why or 'the order or count of this dim matters'} at {self.graph.where(node)}")
             dims[d] = None
         self.set(node, dims, output)
+
+
+@cache
+def _out_names(op: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in op._schema.arguments if argument.is_out)
 
 
 def without_zeros(dims: Sequence[Dim]) -> list[Dim]:
