@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import TensorWeakRef
 
 from .errors import ConfigurationError, TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
@@ -135,16 +136,18 @@ def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every ATen call. Keeps all tensors alive, so that an id never means two tensors."""
+    """Writes down every ATen call.
+
+    Tensors are known by identity and held weakly, so that a capture needs no more memory than the forward pass.
+    """
 
     def __init__(self, model: nn.Module, *, checksums: bool) -> None:
         super().__init__()
         self.model = model
         self.nodes: list[Node] = []
         self.values: list[Value] = []
-        self.index_of: dict[int, int] = {}  # id(tensor) -> value index, the newest version
-        self.alive: list[Tensor] = []
-        self.by_storage: dict[int, list[Tensor]] = {}
+        self.known: dict[int, tuple[TensorWeakRef, int]] = {}  # id(tensor) -> the tensor, its newest value
+        self.by_storage: dict[int, list[TensorWeakRef]] = {}  # tensors that share memory
         self.leaves: dict[int, Tensor] = {}  # value index -> tensor that no call made
         self.checks: list[tuple[float, ...]] | None = [] if checksums else None
         self.stack: list[str] = [""]
@@ -177,7 +180,7 @@ class _Recorder(TorchDispatchMode):
 
     def value_of(self, tensor: Tensor, kind: ValueKind = ValueKind.CONSTANT, name: str = "") -> int:
         """The value a tensor holds now; a tensor never seen before is a leaf."""
-        index = self.index_of.get(id(tensor))
+        index = self._index_of(tensor)
         if index is None:
             if id(tensor) in self.names:
                 kind, name = self.names[id(tensor)]
@@ -186,17 +189,20 @@ class _Recorder(TorchDispatchMode):
             self._keep(tensor)
         return index
 
+    def _index_of(self, tensor: Tensor) -> int | None:
+        held, index = self.known.get(id(tensor), (None, None))
+        return index if held is not None and held() is tensor else None  # else the id was another's, now gone
+
     def _new_value(self, tensor: Tensor, kind: ValueKind, name: str = "") -> int:
         index = len(self.values)
         self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name))
-        self.index_of[id(tensor)] = index
+        self.known[id(tensor)] = (TensorWeakRef(tensor), index)
         return index
 
     def _keep(self, tensor: Tensor) -> None:
-        self.alive.append(tensor)
         storage = _storage_key(tensor)
         if storage is not None:
-            self.by_storage.setdefault(storage, []).append(tensor)
+            self.by_storage.setdefault(storage, []).append(self.known[id(tensor)][0])
 
     # -- calls
 
@@ -225,7 +231,7 @@ class _Recorder(TorchDispatchMode):
                 outputs.append(self._new_value(out, ValueKind.RESULT))
                 written_ids.discard(id(out))
             elif id(out) in given_ids:  # an operator that returns its argument
-                outputs.append(self.index_of[id(out)])
+                outputs.append(self._index_of(out))
             else:
                 outputs.append(self._new_value(out, ValueKind.RESULT))
                 self._keep(out)
@@ -245,10 +251,10 @@ class _Recorder(TorchDispatchMode):
         fresh = set(outputs)
         for tensor in written:
             storage = _storage_key(tensor)
-            sharing = [tensor] if storage is None else self.by_storage.get(storage, [tensor])
+            sharing = [tensor] if storage is None else [held() for held in self.by_storage.get(storage, ())]
             for other in sharing:
-                old = self.index_of[id(other)]
-                if old not in fresh:
+                old = self._index_of(other) if other is not None else None
+                if old is not None and old not in fresh:
                     new = self._new_value(other, ValueKind.RESULT)
                     fresh.add(new)
                     updates.append((new, old))
@@ -341,7 +347,7 @@ class _Recorder(TorchDispatchMode):
         except Exception as error:
             logger.warning("the captured graph cannot be run again: %s", error)
             return False
-        outputs = [self.index_of[id(t)] for t in self.output_tensors]
+        outputs = [self.value_of(t) for t in self.output_tensors]
         return all(_same(env.get(i, t), t) for i, t in zip(outputs, self.output_tensors, strict=True))
 
     def _writes_leaf(self) -> bool:
