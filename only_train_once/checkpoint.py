@@ -371,7 +371,8 @@ def _resize_computed_buffers(model: nn.Module, record: SurgeryRecord, entries: M
             cut = record.tensors.get(name)
             full = tuple(entries[name]["shape"]) if cut is None else cut.shape
             if tuple(held.shape) != full:
-                new[(name, *entries[name]["aliases"])] = torch.empty(full, dtype=held.dtype, device="meta")
+                names = (name, *entries[name]["aliases"])
+                new[names] = torch.empty(full, dtype=held.dtype, device="meta")
     replace_tensors(model, new)
 
 

@@ -30,7 +30,7 @@ from .optim import attach as attach_method
 from .optim.hesso import build_hesso
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
-from .report import SubnetReport, build_report, count_parameters, groups_table, render, with_file
+from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
 from .surgery import construct_subnet, zero_units
 from .trace import trace
 from .verify import Verification, verify_subnet
@@ -311,9 +311,13 @@ class OTO:
         return {g.name: int(label) for g, label in zip(groups, labels, strict=True)}
 
     def explain(self, name: str | None = None) -> str:
-        """What is cut and what is frozen and why, as text; of one group, tensor or module if ``name`` is given."""
+        """What can be removed, what stays and why, and what would free it, as text.
+
+        Args:
+            name: of a group, tensor or module: only the groups that touch it, with everything they cut.
+        """
         if name is None:
-            return render(groups_table(self.groups))
+            return render(explanation(self.groups, {n: tuple(p.shape) for n, p in self.model.named_parameters()}))
         if name in self.groups:
             return render(groups_table([self.groups[name]]))
         tensors = set(self._tensors_named(name))

@@ -20,8 +20,9 @@ from rich.text import Text
 from torch import nn
 
 from .errors import CheckpointError, ConfigurationError
+from .explain import coverage, way_out, what_stays
 from .flops import FlopCount, observing
-from .groups import PruningGroup
+from .groups import PruningGroup, Role
 from .inputs import call_model
 
 PRINTED_WIDTH = 110
@@ -235,12 +236,35 @@ def render(renderable: RenderableType, width: int = PRINTED_WIDTH) -> str:
 
 
 def groups_table(groups: Sequence[PruningGroup]) -> Table:
-    """Groups with what they cut, frozen ones with the reason."""
+    """Groups with what they cut, frozen ones with the reason and what would free them."""
     table = Table("group", "kind", "units", "cuts", "frozen because", title_justify="left")
     for group in groups:
         cuts = "\n".join(str(s) for s in group.slices)
-        table.add_row(Text(group.name), group.kind.value, str(group.size), Text(cuts), Text(group.reason or ""))
+        reason, free = group.reason or "", way_out(group.reason)
+        text = Text(f"{reason}\nto free it: {free}" if free else reason)
+        table.add_row(Text(group.name), group.kind.value, str(group.size), Text(cuts), text)
     return table
+
+
+def explanation(groups: Sequence[PruningGroup], shapes: Mapping[str, Sequence[int]]) -> Group:
+    """What can be removed, by module; what stays and why, by reason; ``shapes`` are those of all parameters."""
+    free = Table("prunable", "kind", "units", "cuts", title_justify="left")
+    for group in groups:
+        if group.prunable:
+            cuts = [str(s) for s in group.slices if s.role is not Role.FOLLOW]
+            more = [f"and {len(cuts) - 4} more"] if len(cuts) > 4 else []
+            free.add_row(
+                Text(group.name),
+                group.kind.value,
+                str(group.size),
+                Text("\n".join([*cuts[: 4 if more else None], *more])),
+            )
+    stays = Table("stays", "parameters", "because", "what would free it", title_justify="left")
+    for found in what_stays(groups, shapes):
+        names = "\n".join([*found.tensors[:3], *([f"and {len(found.tensors) - 3} more"] if found.tensors[3:] else [])])
+        stays.add_row(Text(names), f"{found.share:.1%}", Text(found.reason), Text(found.way_out or "-"))
+    covered = Text(f"{coverage(groups, shapes):.1%} of the parameters are within reach of some unit.")
+    return Group(*([free] if free.row_count else []), *([stays] if stays.row_count else []), covered)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -318,8 +318,8 @@ class _Recorder(TorchDispatchMode):
         last: dict[int, list[int]] = {}  # node -> values that no later node needs
         seen = set(self.outputs)
         for node in reversed(self.nodes):
-            for index in (*node.inputs, *(o for o in node.outputs if o is not None), *(o for _, o in node.updates)):
-                if index not in seen:
+            for index in (*node.inputs, *node.outputs, *(old for _, old in node.updates)):
+                if index is not None and index not in seen:
                     seen.add(index)
                     last.setdefault(node.index, []).append(index)
         with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():

@@ -18,7 +18,7 @@ ORDER = [
     *("errors", "inputs", "graph", "sizes", "trace", "labels", "rules", "axes", "groups"),
     *("masking", "importance", "schedules", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "checkpoint"),
-    *("flops", "report", "visualize", "export", "cli", "oto", "__init__"),
+    *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from only_train_once.checkpoint import load, save
+from only_train_once.explain import coverage, what_stays
 from only_train_once.groups import GroupList, find_groups
 from only_train_once.inputs import Inputs, call_model
 from only_train_once.surgery import construct_subnet
 from only_train_once.trace import output_tensors, trace
 from only_train_once.verify import verify_subnet
-from tests.pruning import choose, coverage, randomize, zero
+from tests.pruning import choose, randomize, zero
 
 from .network import Network
 
@@ -86,11 +87,12 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def _cut(model: nn.Module, groups: GroupList, network: Network, build: Callable[[], Network]) -> dict[str, Any]:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     fields: dict[str, Any] = {
         "groups": len(groups.prunable),
         "units": sum(g.size for g in groups.prunable),
-        "coverage": round(coverage(model, groups), 4),
-        "frozen": _reasons(model, groups),
+        "coverage": round(coverage(groups, shapes), 4),
+        "stays": {s.reason: round(s.share, 3) for s in what_stays(groups, shapes)[:4] if s.share >= 0.005},
     }
     if not groups.prunable:
         return fields
@@ -143,25 +145,3 @@ def _loads(subnet: nn.Module, record: Any, inputs: Inputs, build: Callable[[], N
         loaded = load(folder, build=lambda: build().model)
     one, two = _first_output(subnet.eval(), inputs), _first_output(loaded.eval(), inputs)
     return torch.equal(torch.nan_to_num(one), torch.nan_to_num(two))
-
-
-def _reasons(model: nn.Module, groups: GroupList) -> dict[str, float]:
-    """The largest reasons for which parameters are out of reach, with their share of the model's parameters."""
-    parameters = dict(model.named_parameters())
-    open_ = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in parameters.items()}
-    for group in groups.prunable:
-        for s in group.slices:
-            if s.role.is_tensor and s.param in open_:
-                open_[s.param].index_fill_(s.dim, torch.from_numpy(s.index.reshape(-1)), False)
-    total = sum(p.numel() for p in parameters.values())
-    shares: dict[str, float] = {}
-    for group in groups:
-        if group.prunable:
-            continue
-        reason = re.sub(r"%\d+|\b\d+\b|#\d+", "N", re.sub(r" (in|at|by) \S*\.\S+", r" \1 *", group.reason or ""))
-        for s in group.slices:
-            if s.role.is_tensor and s.param in open_:
-                rows = open_[s.param].movedim(s.dim, 0)[torch.from_numpy(s.index.reshape(-1))]
-                shares[reason] = shares.get(reason, 0.0) + float(rows.sum()) / total
-    ranked = sorted(shares.items(), key=lambda item: -item[1])[:4]
-    return {reason: round(share, 3) for reason, share in ranked if share >= 0.005}

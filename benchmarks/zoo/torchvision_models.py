@@ -16,8 +16,9 @@ from .network import Network
 _VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64), "r3d": (8, 64), "mc3": (8, 64), "r2plus1d": (8, 64)}
 _SIZES = {"inception_v3": 299, "quantized_inception_v3": 299, "vit_h_14": 224}
 _OPTIONS: dict[str, dict[str, Any]] = {
-    **{f"{prefix}{name}": {"init_weights": False} for prefix in ("", "quantized_") for name in ("googlenet", "inception_v3")},
-}  # fmt: skip
+    name: {"init_weights": False}
+    for name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3")
+}
 
 
 def names() -> list[str]:
