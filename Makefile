@@ -1,6 +1,9 @@
 # make demo   train, prune, cut, verify and measure on scikit-learn's digits (a few minutes on 2 cores)
 # make test   lint, format check, types, tests
 # make architectures   what the analysis finds in networks people use, into benchmarks/results/
+# make zoo    every network of torchvision, a timm network of every module, every transformers type (hours, resumable)
+# make generated   2,000 random networks, each cut at random and compared
+# make scaling     how the analysis grows: 64 layers, 1,000 layers, 70 billion parameters
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -15,7 +18,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures lint format clean
+.PHONY: help demo test architectures zoo generated scaling lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -48,6 +51,9 @@ test: lint
 
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
+
+zoo generated scaling: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.$@
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
