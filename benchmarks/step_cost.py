@@ -19,7 +19,7 @@ import torch
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
 from only_train_once import OTO
 
-START, STEPS, END = 30, 60, 150
+START, STEPS, END = 30, 180, 260
 BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "SGD momentum, for-loop": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "foreach": False}),
     "SGD momentum, foreach": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "foreach": True}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from only_train_once import masking, schedules
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
+from only_train_once.masking import Region
 
 Z, C, F = Role.ZERO, Role.CONSUMER, Role.FOLLOW
 SHAPES = {"square": (6, 6), "conv": (6, 4, 2, 2), "bias": (6,), "triple": (6, 6, 6)}
@@ -172,3 +175,18 @@ def test_schedule_is_exact_and_telescopes(steps: int, periods: int, start: int, 
     product = np.cumprod([schedules.decay_factor(t, lengths[0]) for t in range(lengths[0])])
     np.testing.assert_allclose(product, [(lengths[0] - t - 1) / lengths[0] for t in range(lengths[0])], atol=1e-12)
     assert product[-1] == 0
+
+
+def test_scaling_follows_a_tensor_to_other_memory() -> None:
+    """Rows are scaled through views; a copy, or a parameter whose data was replaced, gets views of its own."""
+    tensor = torch.ones(6, 128)
+    region = Region("w", {0: torch.tensor([0, 1, 4])})
+    region.scale_(tensor, 0.5)
+    copied, other = copy.deepcopy(region), torch.ones(6, 128)
+    copied.scale_(other, 0.5)
+    parameter = torch.nn.Parameter(tensor)
+    region.scale_(parameter.data, 0.5)
+    parameter.data = torch.ones(6, 128)
+    region.scale_(parameter.data, 0.5)
+    assert tensor[:, 0].tolist() == [0.25, 0.25, 1, 1, 0.25, 1]
+    assert other[:, 0].tolist() == parameter[:, 0].tolist() == [0.5, 0.5, 1, 1, 0.5, 1]

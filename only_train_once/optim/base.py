@@ -219,6 +219,8 @@ class GradientAverage:
         """Add the gradients of this step."""
         maximized = {id(p) for g in optimizer.param_groups if g.get("maximize") for p in g["params"]}
         scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler when the kernel itself unscales
+        sums: list[Tensor] = []
+        gradients: list[Tensor] = []
         for name in self.names:
             parameter = tensors[name]
             if parameter.grad is None:
@@ -230,10 +232,13 @@ class GradientAverage:
             if id(parameter) in maximized:
                 gradient = -gradient
             if name in self.sums:
-                self.sums[name].add_(gradient)
+                sums.append(self.sums[name])
+                gradients.append(gradient)
             else:
                 half = gradient.dtype in (torch.float16, torch.bfloat16)
                 self.sums[name] = gradient.to(torch.float32 if half else gradient.dtype, copy=True)
+        if sums:
+            torch._foreach_add_(sums, gradients)
         self.count += 1
 
     def mean_with(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

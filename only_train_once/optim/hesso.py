@@ -6,9 +6,10 @@ steps (the last one takes the remainder). K = floor(sparsity * units) units go i
 
 1.  At a period's first step, before any weight changes: score all live units from the gradients averaged over the
     last ``window`` steps, this one included (``min(T, 10)`` unless told), and choose the lowest.
-2.  At step t = 0 .. T-1 of the period: the base optimizer's step, then the chosen units' ``zero`` and ``consumer``
-    entries times ``(T - t - 1) / (T - t)``: the product telescopes to a linear ramp, exactly 0 after the last step.
-3.  After the last step the units are committed: their entries, and those of the optimizer's state, are set to 0. From
+2.  At step t = 0 .. T-1 of the period: the base optimizer's step, then the chosen units' ``zero`` entries (the paper's
+    group) times ``(T - t - 1) / (T - t)``: the product telescopes to a linear ramp, exactly 0 after the last step.
+3.  After the last step the units are committed: their ``zero`` entries, the ``consumer`` entries that read them and now
+    multiply zeros, and those of the optimizer's state are set to 0. From
     then on their gradients vanish and nothing is touched any more, except slices that are ``pinned``, which are set
     back to 0 after every step.
 
@@ -175,7 +176,7 @@ class Hesso(Method):
             )
         # 0: live; p + 1: chosen in period p.  (units of all groups in order,)
         self.chosen: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
-        self._active: tuple[Region, ...] | None = None  # of the period under way; None: not computed
+        self._ramp: tuple[Region, ...] | None = None  # scaled in the period under way; None: not computed
         self._pinned: tuple[Region, ...] | None = None  # of committed units; None: not computed
 
     # -- facts -----------------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ class Hesso(Method):
         """Score all live units and choose this period's: the one place that waits for the device."""
         where = position(self.step, **self.schedule.when)
         assert where is not None
-        self._active = None  # `after` finds the period's units; also when they were chosen before an interrupted step
+        self._ramp = None  # `after` finds the period's units; also when they were chosen before an interrupted step
         count = units_due(where.period, self.schedule.pruning_periods, self.total) - int((self.chosen > 0).sum())
         if count == 0:
             return
@@ -280,14 +281,15 @@ class Hesso(Method):
             return
         where = position(self.step, **self.schedule.when)
         if where is not None:
-            if self._active is None:
-                self._active = self._regions(self.chosen == where.period + 1)
+            active = self.chosen == where.period + 1
             if where.t < where.length - 1:
-                for region in self._active:
+                if self._ramp is None:
+                    self._ramp = self._regions(active, lambda group, s: s.role is Role.ZERO)
+                for region in self._ramp:
                     region.scale_(self.tensors[region.name], decay_factor(where.t, where.length))
             else:
-                zero_entries_(self._active, self.tensors, optimizer.state)
-                self._active, self._pinned = None, None
+                zero_entries_(self._regions(active), self.tensors, optimizer.state)
+                self._ramp, self._pinned = None, None
         if self.step >= self.schedule.start_pruning_step:
             if self._pinned is None:
                 self._pinned = self._pins(optimizer)
@@ -375,7 +377,7 @@ class Hesso(Method):
 
     def load_state(self, state: Mapping[str, Any], sums: Mapping[str, Tensor]) -> None:
         self.chosen = torch.as_tensor(state["chosen"]).cpu().numpy().astype(np.int32).copy()
-        self._active, self._pinned = None, None
+        self._ramp, self._pinned = None, None
         self.average.reset()
         count = int(state["window_count"])
         if count and not sums and needs_gradients(self.criteria):

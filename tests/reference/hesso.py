@@ -98,9 +98,10 @@ class PaperHesso:
         self.base.step()
         if inside:
             owned = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
+            roles = {Role.ZERO, Role.CONSUMER} if t == length - 1 else {Role.ZERO}
             for i, unit in self.active:
                 for name in owned:
-                    owned[name] |= self.mask(self.groups[i], unit, name, {Role.ZERO, Role.CONSUMER})
+                    owned[name] |= self.mask(self.groups[i], unit, name, roles)
             for name, mask in owned.items():
                 self.parameters[name][mask] *= (length - t - 1) / (length - t)
             if t == length - 1:
