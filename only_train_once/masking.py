@@ -196,25 +196,20 @@ class Region:
 
     name: str
     index: dict[int, Tensor]
-    _rows: tuple[int, list[Tensor]] | None = None  # address of the tensor, views of the rows
+    _views: tuple[int, list[Tensor]] | None = None  # address of the tensor, views of its chosen rows
 
     def __getstate__(self) -> dict[str, object]:
         return {"name": self.name, "index": self.index}  # a copy makes views of its own tensor
 
-    def _views(self, tensor: Tensor) -> list[Tensor] | None:
-        """The chosen rows as views, where scaling them in place is faster than taking them out and putting them back.
-
-        That is on the CPU, for rows that are neither short nor very many.
-        """
-        if tensor.device.type != "cpu" or list(self.index) != [0] or tensor.dim() == 1:
+    def _rows(self, tensor: Tensor) -> list[Tensor] | None:
+        """The chosen rows as views, where they are few and long: then scaling them touches least memory."""
+        if tensor.device.type != "cpu" or tensor.numel() < 64 * tensor.shape[0] or len(self.index[0]) > 4096:
             return None
-        positions = self.index[0]
-        if tensor.numel() < 64 * tensor.shape[0] or len(positions) > 4096:
-            return None
-        if self._rows is None or self._rows[0] != tensor.data_ptr():
-            runs = np.split(positions.numpy(), np.flatnonzero(np.diff(positions.numpy()) != 1) + 1)
-            self._rows = (tensor.data_ptr(), [tensor.detach()[run[0] : run[-1] + 1] for run in runs])
-        return self._rows[1]
+        if self._views is None or self._views[0] != tensor.data_ptr():
+            positions = self.index[0].numpy()
+            runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+            self._views = (tensor.data_ptr(), [tensor.detach()[run[0] : run[-1] + 1] for run in runs])
+        return self._views[1] if 4 * len(self._views[1]) < tensor.shape[0] else None
 
     def _on(self, device: torch.device) -> dict[int, Tensor]:
         if any(i.device != device for i in self.index.values()):
@@ -223,21 +218,28 @@ class Region:
 
     def scale_(self, tensor: Tensor, factor: float) -> None:
         """Multiply the entries by ``factor`` in place, each once, see [Note: entries of a unit]."""
-        rows = self._views(tensor)
-        if rows is not None:
-            torch._foreach_mul_(rows, factor)
+        index = self._on(tensor.device)
+        if len(index) == 1:
+            ((dim, positions),) = index.items()
+            rows = self._rows(tensor) if dim == 0 else None
+            if rows is not None:
+                torch._foreach_mul_(rows, factor)
+            elif tensor.dim() == 1 or 4 * len(positions) >= tensor.shape[dim]:  # times 1 changes nothing, and is fast
+                factors = torch.ones(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device)
+                factors.index_fill_(0, positions, factor)
+                tensor.mul_(factors.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+            else:
+                tensor.index_copy_(dim, positions, tensor.index_select(dim, positions).mul_(factor))
             return
         covered: Tensor | None = None  # broadcasts over the tensor: entries an earlier dim has scaled
-        index = self._on(tensor.device)
         for dim, positions in index.items():
             part = tensor.index_select(dim, positions)
-            scaled = part.mul_(factor) if covered is None else torch.where(covered, part, part * factor)
+            scaled = part * factor if covered is None else torch.where(covered, part, part * factor)
             tensor.index_copy_(dim, positions, scaled)
-            if len(index) > 1:
-                mine = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
-                mine.index_fill_(0, positions, True)
-                mine = mine.view([-1 if d == dim else 1 for d in range(tensor.dim())])
-                covered = mine if covered is None else covered | mine
+            mine = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+            mine.index_fill_(0, positions, True)
+            mine = mine.view([-1 if d == dim else 1 for d in range(tensor.dim())])
+            covered = mine if covered is None else covered | mine
 
     def zero_(self, tensor: Tensor) -> None:
         """Set the entries to 0 in place (also where they are not finite)."""
