@@ -63,7 +63,7 @@ def main() -> None:
                 "# Generated networks",
                 "",
                 f"`python -m benchmarks.generated --count {options.count} --seed {options.seed}`: random graphs of",
-                "layers (tests/test_generated.py), two random cuts of each, compared in float64 on fresh inputs (1e-9).",
+                "layers (tests/test_generated.py), two random cuts of each, in float64 on fresh inputs (1e-9).",
                 "",
                 "| kind | networks | wrong | with prunable units | units |",
                 "|---|---:|---:|---:|---:|",

@@ -197,8 +197,36 @@ class _Float64Mode(TorchDispatchMode):
         kept = {a.name for a in arguments if a.alias_info is not None}
         args = tuple(_widen(value, arguments[i].name not in kept) for i, value in enumerate(args))
         kwargs = {name: _widen(value, name not in kept) for name, value in kwargs.items()}
-        result = func(*args, **kwargs)
+        result = _IN_FLOAT64.get(func, func)(*args, **kwargs)
         return result if aliases else _widen(result, True)
+
+
+def _grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """``aten._grouped_mm``, whose kernels know no float64, one group after the other."""
+    if offs is None:
+        made = torch.bmm(a, b)
+    else:
+        ends = [int(end) for end in offs]
+        groups = list(enumerate(zip([0, *ends], ends, strict=False)))
+        if a.dim() == 2 and b.dim() == 2:
+            made = torch.stack([a[:, start:end] @ b[start:end] for _, (start, end) in groups])
+        elif a.dim() == 2:
+            made = a.new_zeros(a.shape[0], b.shape[2])
+            for group, (start, end) in groups:
+                made[start:end] = a[start:end] @ b[group]
+        else:
+            made = a.new_zeros(a.shape[1], b.shape[1])
+            for group, (start, end) in groups:
+                made[:, start:end] = a[group] @ b[:, start:end]
+    return made if bias is None else made + bias
+
+
+# operators without a kernel for float64, and what computes the same
+_IN_FLOAT64: dict[Any, Callable[..., Any]] = {
+    op.default: _grouped_mm for op in (getattr(torch.ops.aten, "_grouped_mm", None),) if op is not None
+}
 
 
 def _widen(value: Any, tensors: bool) -> Any:

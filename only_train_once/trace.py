@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,16 @@ from torch.utils.weak import TensorWeakRef
 
 from .errors import ConfigurationError, TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
-from .inputs import Inputs, call_model, clone_inputs, copy_module, named_outputs, no_fast_paths, tensors_of
+from .inputs import (
+    Inputs,
+    call_model,
+    clone_inputs,
+    copy_module,
+    fresh_inputs,
+    named_outputs,
+    no_fast_paths,
+    tensors_of,
+)
 from .sizes import SizeInt, SizeLog, expr_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +42,7 @@ logger = logging.getLogger(__name__)
 _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal"})
 # int attributes that shape no tensor dim; leaving them alone saves time in every convolution
 _NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
+_OTHER_INPUTS = 8  # passes at most over other data; one that touches no further parameter is dropped
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
 
 
@@ -77,20 +87,38 @@ def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
         logger.warning("replaying the captured graph does not reproduce the model's output; locating the difference")
         recorder, log = _record(model, inputs, provenance=provenance, checksums=True)
         untrusted = recorder.divergence()
+    if recorder.hidden():
+        _record_other_inputs(recorder, log, inputs)
     if recorder.unused():
         _record_training(recorder, log, inputs)
     return recorder.graph(untrusted)
 
 
+def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
+    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too."""
+    for seed in range(_OTHER_INPUTS):
+        before, state = recorder.unused(), recorder.state()
+        try:
+            _run(recorder, log, fresh_inputs(inputs, seed))
+        except TraceError as error:
+            logger.info("the model does not run on other values than the example's (%s)", error)
+            recorder.forget(state)
+            return
+        if recorder.unused() == before:
+            recorder.forget(state)
+        elif not recorder.hidden():
+            return
+
+
 def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
     """Parameters that evaluation does not touch (auxiliary heads) may run in training: follow that path too."""
     recorder.model.train()
-    nodes = len(recorder.nodes)
+    state = recorder.state()
     try:
         _run(recorder, log, clone_inputs(inputs))
     except TraceError as error:
         logger.info("the model does not run in training mode (%s); only evaluation is analysed", error)
-        recorder.forget(nodes)
+        recorder.forget(state)
 
 
 def _record(model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bool) -> tuple[_Recorder, SizeLog | None]:
@@ -133,6 +161,14 @@ def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
         if log is not None:
             log.enabled = False
     recorder.finish(output, log)
+
+
+class _State(NamedTuple):
+    """How much was recorded at some time."""
+
+    nodes: int
+    calls: int
+    outputs: tuple[int, ...]
 
 
 class _Recorder(TorchDispatchMode):
@@ -299,9 +335,16 @@ class _Recorder(TorchDispatchMode):
         self.provenance = log is not None
         self.guards = tuple(dict.fromkeys(Guard(left, right, "") for left, right in (log.guards if log else ())))
 
-    def forget(self, nodes: int) -> None:
-        """Drop everything after the first ``nodes`` calls: a pass that failed half way says nothing."""
+    def state(self) -> _State:
+        """Where the record stands, for `forget`."""
+        return _State(len(self.nodes), len(self.calls), self.outputs)
+
+    def forget(self, state: _State) -> None:
+        """Drop all since then: a pass that failed half way says nothing, one that showed nothing new costs time."""
+        nodes = state.nodes
         del self.nodes[nodes:]
+        del self.calls[state.calls :]
+        self.outputs = state.outputs
         known = {o for node in self.nodes for o in node.outputs} | set(self.leaves)
         known |= {new for node in self.nodes for new, _ in node.updates}
         self.uses = [u for u in self.uses if u.value in known]
@@ -312,6 +355,11 @@ class _Recorder(TorchDispatchMode):
         """Parameters that no call read."""
         read = {self.values[index].name for node in self.nodes for index in node.inputs}
         return tuple(sorted({name for kind, name in self.names.values() if kind is ValueKind.PARAMETER} - read))
+
+    def hidden(self) -> bool:
+        """Whether parameters lie unused below a module where data decided what runs."""
+        places = {f"{b.module}." if b.module else "" for b in self.branches}
+        return bool(places) and any(name.startswith(tuple(places)) for name in self.unused())
 
     def _replay(self) -> Iterator[tuple[Node, Any, dict[int, Tensor]]]:
         env = dict(self.leaves)
@@ -565,6 +613,8 @@ class _FunctionRecorder(TorchFunctionMode):
             if item is Ellipsis:
                 dim += tensor.dim() - consumed
                 continue
+            if isinstance(item, slice) and isinstance(item.step, SizeInt):
+                item.step.escapes()
             if isinstance(item, slice) and item.step in (None, 1):
                 length = tensor.shape[dim]
                 for bound in (item.start, item.stop):

@@ -12,7 +12,8 @@ from only_train_once.masking import regions
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Random norm weights, biases, statistics and scales; what starts at zero gets small numbers.
+    """Random norm weights, biases, statistics and scales; what starts at zero, or next to it, gets small
+    numbers.
 
     A fresh network hides mistakes: its norms are the identity and its zero-initialized branches contribute nothing.
     """
@@ -26,7 +27,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
             small = parameter.numel() == max(parameter.shape, default=1)  # a vector, whatever its rank
             if small:
                 parameter.copy_(normal(parameter) * 0.3 + (0.0 if name.endswith("bias") else 1.0))
-            elif parameter.abs().max() == 0:
+            elif parameter.abs().max() < 1e-4:
                 parameter.copy_(normal(parameter) * 0.02)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):

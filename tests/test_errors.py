@@ -709,7 +709,7 @@ FILES = [
         "load-other-class",
         lambda w: load(w.saved, ConvNet),
         K,
-        r"saved from tests.zoo.MLP, built tests.zoo.ConvNet\): .*fc1",
+        r"saved from tests.zoo.basics.MLP, built tests.zoo.basics.ConvNet\): .*fc1",
     ),
     Row(
         "load-other-width",
@@ -1059,7 +1059,7 @@ def test_a_class_of_another_name_is_told(tmp_path: Path, caplog: pytest.LogCaptu
         load(tmp_path, MLP)
         assert not caplog.records
         load(tmp_path, Renamed)
-    assert "may compute something else (saved from tests.zoo.MLP, built" in caplog.text
+    assert "may compute something else (saved from tests.zoo.basics.MLP, built" in caplog.text
 
 
 def test_operators_that_are_skipped_freeze_what_they_touch() -> None:

@@ -533,7 +533,18 @@ SHAPE = {
     "slice_halves": flat(lambda m, x: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :], 4, after=4),
     "slice_attribute": flat(lambda m, x: x[:, : m.h] * 2 + x[:, m.h :], 4, after=4, h=4),
     "slice_last": flat(lambda m, x: x[:, :-3].sum(1, keepdim=True) + x[:, -3:], 5, after=3),
-    "slice_step": flat(lambda m, x: x[:, ::2], 0, after=4),
+    "slice_step": flat(lambda m, x: x[:, ::2], 4, after=4),
+    "slice_step_both": flat(lambda m, x: x[:, ::2] * x[:, 1::2].sigmoid(), 4, after=4),
+    "slice_step_uneven": flat(lambda m, x: x[:, ::3], 0, after=3),
+    "slice_step_part": flat(lambda m, x: x[:, 0:6:2], 0, after=3),
+    "slice_step_late": flat(lambda m, x: x[:, 2::2], 0, after=3),
+    "slice_step_attribute": flat(
+        lambda m, x: torch.cat([m.b(x).view(3, m.n, -1).sum(2), x[:, :: m.n]], 1),
+        2,
+        after=6,
+        n=4,
+        b=lambda: nn.Linear(8, 8),
+    ),
     "slice_beyond": flat(lambda m, x: x[:, :100], 8),
     "slice_tokens": seq(lambda m, x: x[:, 1:3], 8),
     "narrow": flat(lambda m, x: torch.cat([x.narrow(1, 3, 5), x.narrow(1, 0, 3)], 1), 0),
@@ -796,6 +807,7 @@ SPATIAL = {
 }
 
 _ROWS_AT = torch.tensor([2, 0, 1])
+_ROWS_OF_4 = torch.tensor([0, 0, 1, 3])[None, :, None]
 
 
 def ids() -> tuple[Tensor, ...]:
@@ -831,8 +843,58 @@ LOOKUP = {
     "by_argmax": seq(lambda m, x: x.gather(1, x.argmax(1, keepdim=True)), 8),
     "scatter_tokens": seq(lambda m, x: x.scatter(1, torch.zeros(2, 1, 8, dtype=torch.int64), 1.0), 0),
     "scatter_add": seq(lambda m, x: torch.zeros_like(x).scatter_add(1, torch.zeros(2, 4, 8, dtype=torch.int64), x), 0),
-    "index_add": seq(lambda m, x: torch.zeros_like(x).index_add(1, torch.tensor([0, 0, 1, 2]), x), 0),
-    "index_put": seq(lambda m, x: in_place(lambda m, y: y.__setitem__((slice(None), _ROWS_AT), 1.0))(m, x), 0),
+    "scatter_add_expanded": seq(
+        lambda m, x: torch.zeros_like(x).scatter_add(1, _ROWS_OF_4.expand(2, 4, x.shape[2]), x), 8
+    ),
+    "scatter_expanded": seq(
+        lambda m, x: m.b(x).scatter(1, _ROWS_OF_4.expand(2, 4, x.shape[2]), x), 8, b=lambda: nn.Linear(8, 8)
+    ),
+    "scatter_part": seq(
+        lambda m, x: m.b(x).scatter(1, _ROWS_OF_4.expand(2, 4, x.shape[2])[..., :6], x), 0, b=lambda: nn.Linear(8, 8)
+    ),
+    "scatter_number": seq(lambda m, x: x.scatter(1, _ROWS_OF_4.expand(2, 4, x.shape[2]), 2.0), 8),
+    "scatter_channels": seq(lambda m, x: x.scatter(2, torch.tensor([0, 3]).expand(2, x.shape[1], 2), 0.0), 0),
+    "scatter_reduce": seq(
+        lambda m, x: m.b(x).scatter_reduce(1, _ROWS_OF_4.expand(2, 4, x.shape[2]), x, "amax"),
+        8,
+        b=lambda: nn.Linear(8, 8),
+    ),
+    "index_add": seq(lambda m, x: torch.zeros_like(x).index_add(1, torch.tensor([0, 0, 1, 2]), x), 8),
+    "index_add_both": seq(
+        lambda m, x: m.b(x).index_add(1, torch.tensor([0, 0, 1, 2]), x, alpha=0.5), 8, b=lambda: nn.Linear(8, 8)
+    ),
+    "index_add_channels": seq(
+        lambda m, x: x.index_add(2, torch.tensor([0, 0, 1]), m.b(x)), 0, b=lambda: nn.Linear(8, 3)
+    ),
+    "index_copy": seq(lambda m, x: m.b(x).index_copy(1, _ROWS_AT, x[:, :3]), 8, b=lambda: nn.Linear(8, 8)),
+    "index_fill": seq(lambda m, x: x.index_fill(1, _ROWS_AT, 2.0), 8),
+    "index_put": seq(lambda m, x: in_place(lambda m, y: y.__setitem__((slice(None), _ROWS_AT), 1.0))(m, x), 8),
+    "index_put_values": seq(
+        lambda m, x: in_place(lambda m, y: y.__setitem__((slice(None), _ROWS_AT), m.b(x)[:, 1:]))(m, m.c(x)),
+        8,
+        b=lambda: nn.Linear(8, 8),
+        c=lambda: nn.Linear(8, 8),
+    ),
+    "index_put_row": seq(
+        lambda m, x: in_place(lambda m, y: y.__setitem__((slice(None), _ROWS_AT), m.row))(m, x), 8, row=parameter(8)
+    ),
+    "index_put_apart": image(
+        lambda m, x: in_place(
+            lambda m, y: y.__setitem__((torch.tensor([0, 1]), slice(None), torch.tensor([1, 2])), m.b(x)[:, :, 0])
+        )(m, x),
+        8,
+        b=lambda: nn.Conv2d(8, 8, 1),
+    ),
+    "index_put_channels": seq(lambda m, x: in_place(lambda m, y: y.__setitem__((..., [0, 2]), 1.0))(m, x), 0),
+    "index_put_accumulate": seq(
+        lambda m, x: torch.zeros_like(x).index_put((torch.tensor([0, 1, 1]), _ROWS_AT), x[1, :3], accumulate=True), 8
+    ),
+    "masked_rows": seq(
+        lambda m, x: in_place(lambda m, y: y.__setitem__(m.keep, m.row))(m, x),
+        8,
+        row=parameter(8),
+        keep=lambda: torch.tensor([[True, True, False, True]] * 2),
+    ),
 }
 
 _MASK = torch.tensor([True, False, True, False])[:, None]

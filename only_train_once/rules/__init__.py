@@ -18,7 +18,7 @@ import importlib
 
 from .registry import Context, Rule, registered, rule
 
-_FAMILIES = ("pointwise", "shape", "contraction", "attention", "norm", "reduce", "spatial", "lookup")
+_FAMILIES = ("pointwise", "shape", "contraction", "attention", "norm", "reduce", "spatial", "lookup", "experts")
 
 for _family in _FAMILIES:
     importlib.import_module(f"{__name__}.{_family}")

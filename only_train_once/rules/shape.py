@@ -10,6 +10,8 @@ from ..graph import Node
 from ..labels import Dim, Label, Spread
 from .registry import Context, rule, without_zeros
 
+_SOME = 2_147_483_647  # a prime that no other size is a multiple of
+
 
 @rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.flatten", "aten.unflatten",
       "aten._reshape_copy")  # fmt: skip
@@ -23,6 +25,8 @@ def view(c: Context, node: Node) -> None:
 def reshape(c: Context, node: Node, dims: list[Dim], old: tuple[int, ...], new: tuple[int, ...]) -> list[Dim]:
     """What the dims of ``new`` carry when a tensor of shape ``old`` is read as ``new``."""
     result: list[Dim] = [None] * len(new)
+    if old.count(0) == 1 and new.count(0) == 1:  # no token took this way; any other count would be read alike
+        old, new = (tuple(_SOME if n == 0 else n for n in shape) for shape in (old, new))
     if math.prod(old) != math.prod(new) or 0 in old:
         for dim in dims:
             c.freeze(dim, f"is read as another type at {c.graph.where(node)}")
@@ -45,6 +49,10 @@ def reshape(c: Context, node: Node, dims: list[Dim], old: tuple[int, ...], new: 
         i, j = i + 1, j + 1
         if len(ins) == 1 and len(outs) == 1:
             result[outs[0]] = dims[ins[0]]
+            continue
+        if a % _SOME == 0:
+            for k in ins:
+                c.freeze(dims[k], f"is merged with a dim of no entries at {c.graph.where(node)}")
             continue
         labels = [d if isinstance(d, Label) else None for d in (dims[k] for k in ins)]
         merged = labels[0] if len(ins) == 1 else c.store.merge(labels, [old[k] for k in ins])
@@ -157,9 +165,13 @@ def slice_(c: Context, node: Node) -> None:
     whole = cut.indices(c.shape(x)[dim]) == (0, c.shape(x)[dim], 1)
     if isinstance(label, Label) and not whole:
         first, last, _ = cut.indices(c.shape(x)[dim])
-        if step != 1:
+        if step != 1 and (len(label) % step or first >= step or last != len(label)):
             c.freeze(label, f"every {step}th index is taken at {c.graph.where(node)}")
             label = None
+        elif step != 1:  # every block of `step` indices leaves whole, so that the same one of each is taken again
+            for offset in range(1, step):
+                c.store.equal(label.ids[::step], label.ids[offset::step])
+            label = label.take(cut)
         else:
             if not (c.stated(x, dim, first) and c.stated(x, dim, last)):
                 c.freeze(label, f"it is not known how {first}:{last} was chosen at {c.graph.where(node)}")

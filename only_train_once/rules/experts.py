@@ -1,0 +1,45 @@
+"""Matrix products with one matrix per group of rows: what experts that share a tensor compute with."""
+
+from __future__ import annotations
+
+from ..graph import Node
+from ..labels import Dim, Label
+from .registry import Context, rule
+
+
+@rule("aten._grouped_mm")
+def grouped_mm(c: Context, node: Node) -> None:
+    """``a`` and ``b`` in one of four forms; rows are cut into groups where ``offs`` says.
+
+    ``(rows, k) x (groups, k, m)``, ``(groups, n, k) x (k, columns)``, ``(n, rows) x (rows, m)`` into one product per
+    group, and plain ``(groups, n, k) x (groups, k, m)``. Data decides which rows belong to which group, so groups and
+    rows stay. The kernel wants rows of whole 16 bytes: the sizes left have to be multiples of 16 over the item size,
+    which is for whoever chooses the units to see to (``group_divisible``), and for the verification to find.
+    """
+    a, b = c.tensors(node)[:2]
+    flat_a, flat_b = c.rank(a) == 2, c.rank(b) == 2
+    chosen = f"groups are chosen by data at {c.graph.where(node)}"
+    for index in (t for t in (c.tensor(node, "offs"),) if t is not None):
+        c.freeze(c.dim(index, 0), chosen)
+    group: Dim = None
+    if flat_a and flat_b:
+        c.freeze(c.dim(a, 1), chosen)
+        c.freeze(c.dim(b, 0), chosen)
+    else:
+        c.contract(node, (a, c.rank(a) - 1), (b, c.rank(b) - 2))
+        if flat_a != flat_b:
+            c.freeze(c.dim(b if flat_a else a, 0), chosen)
+            c.freeze(c.dim(a, 0) if flat_a else c.dim(b, 1), chosen)
+        else:
+            left, right = c.dim(a, 0), c.dim(b, 0)
+            group = c.tie(left, right, node)
+            if isinstance(group, Label) and isinstance(left, Label) and isinstance(right, Label):
+                group = group.with_zero(left.zero | right.zero)
+    rows = None if flat_a and not flat_b else c.dim(a, -2)
+    columns = None if flat_b and not flat_a else c.dim(b, -1)
+    bias = c.tensor(node, "bias")
+    if bias is not None:
+        c.freeze(c.dim(bias, 0), chosen)
+        columns = c.tie(columns, c.dim(bias, -1), node)
+        rows, group = (d.with_zero(False) if isinstance(d, Label) else d for d in (rows, group))
+    c.set(node, [rows, columns] if flat_a != flat_b else [group, rows, columns])
