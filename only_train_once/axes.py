@@ -405,6 +405,7 @@ def _collect(c: Context, solution: Solution, bound: dict[Attribute, Ids]) -> Axe
 def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
     """Walk back from where a removed unit has to be zero, and from where weights read it, to the parameters."""
     known: dict[int, Ids] = {}  # id of an array of ids -> components; most labels share their array
+    component = solution.component[solution.of_id]
     stamp = np.full(int(solution.component.max(initial=-1)) + 1, -1)  # component -> the last visit that wanted it
     visit = 0
 
@@ -413,7 +414,8 @@ def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tu
         if label is None:
             return None
         if id(label.ids) not in known:
-            known[id(label.ids)] = np.unique(solution.component[solution.of_id[label.ids]])
+            found = component[label.ids]
+            known[id(label.ids)] = found[:1] if (found == found[0]).all() else found
         return known[id(label.ids)]
 
     def walk(starts: list[tuple[int, int]], needs_zero: bool) -> set[tuple[int, int]]:

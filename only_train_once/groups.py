@@ -246,17 +246,15 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     kind = _kinds(solution)
 
     # (unit, place, position) for everything a unit removes
-    units_at, places_at, positions_at = [], [], []
-    for number, (_, _, _, ids) in enumerate(places):
-        removed, at_position = solution.removed_by(ids)
-        keep = free[removed]
-        units_at.append(removed[keep])
-        positions_at.append(at_position[keep])
-        places_at.append(np.full(int(keep.sum()), number))
-    if not sum(map(len, units_at)):
+    sizes = [len(ids) for _, _, _, ids in places]
+    removed, entries = solution.removed_by(np.concatenate([ids for _, _, _, ids in places] or [np.empty(0, np.int64)]))
+    keep = free[removed]
+    if not keep.any():
         return []
-    units, at, positions = np.concatenate(units_at), np.concatenate(places_at), np.concatenate(positions_at)
-    order = np.lexsort((positions, at, units))
+    units, entries = removed[keep], entries[keep]
+    at = np.repeat(np.arange(len(places)), sizes)[entries]
+    positions = entries - np.repeat(np.cumsum(sizes) - sizes, sizes)[entries]
+    order = np.argsort(units, kind="stable")  # places and positions are in order already
     units, at, positions = units[order], at[order], positions[order]
     starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
     lengths = np.diff(np.r_[starts, len(units)])

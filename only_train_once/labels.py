@@ -19,7 +19,7 @@ What is left are free classes (the units) and product entries, which leave with 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -159,6 +159,7 @@ class LabelStore:
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
     _reason_index: dict[str, int] = field(default_factory=dict)
+    _solved: _Solved = field(default_factory=lambda: _Solved())
 
     def fresh(self, size: int, zero: bool) -> Label:
         """A label of ids nobody has."""
@@ -175,10 +176,7 @@ class LabelStore:
         """These ids have to stay."""
         if len(ids) == 0:
             return
-        index = self._reason_index.setdefault(reason, len(self.reasons))
-        if index == len(self.reasons):
-            self.reasons.append(reason)
-        self.freezes.append((ids, index))
+        self.freezes.append((ids, self._reason(reason)))
 
     def mark(self, ids: Ids, mark: Mark) -> None:
         """Note something about ids."""
@@ -248,54 +246,110 @@ class LabelStore:
     # ------------------------------------------------------------ solving, see [Note: solving]
 
     def solve(self) -> Solution:
-        """Classes, what is frozen and why, and which units take which classes with them."""
-        of_id = np.arange(self.count, dtype=np.int64)
-        edges = [(np.asarray(a).reshape(-1), np.asarray(b).reshape(-1)) for a, b in self.edges]
-        frozen_ids = np.zeros(self.count, dtype=bool)
-        reason_ids = np.full(self.count, -1, dtype=np.int64)
-        for ids, index in self.freezes:
-            new = ids[~frozen_ids[ids]]
-            frozen_ids[new] = True
-            reason_ids[new] = index
-        products = [Product(p.out, list(p.factors)) for p in self.products]
-        classes = self.count
-        reasons = list(self.reasons)
+        """Classes, what is frozen and why, and which units take which classes with them.
+
+        Goes on from where the last call stopped: constraints only ever add up, see [Note: solving].
+        """
+        self._solved = known = self._read(self._solved)
         while True:
-            if edges:
-                a = np.concatenate([e[0] for e in edges])
-                b = np.concatenate([e[1] for e in edges])
-                graph = sparse.coo_matrix((np.ones(len(a), dtype=bool), (a, b)), shape=(classes, classes))
-                new_count, step = connected_components(graph, directed=False)
-                if new_count < classes:
-                    step = step.astype(np.int64)
-                    of_id = step[of_id]
-                    frozen, reason = np.zeros(new_count, dtype=bool), np.full(new_count, -1, dtype=np.int64)
-                    frozen[step[frozen_ids]] = True
-                    where = np.flatnonzero(frozen_ids)[::-1]  # the first reason is written last
-                    reason[step[where]] = reason_ids[where]
-                    frozen_ids, reason_ids, classes = frozen, reason, new_count
-                    for p in products:
-                        p.out = step[p.out]
-                        p.factors = [step[f] for f in p.factors]
-                edges = []
-            products, edges, changed = _simplify(products, frozen_ids, reason_ids, reasons)
-            if edges or changed:
+            if known.edges:
+                known.join()
+            known.products, known.edges, changed = _simplify(known.products, known.frozen, known.reason, self._reason)
+            if known.edges or changed:
                 continue
-            members, component = _closure(products, classes)
-            stray = _stray(products, members)
-            stray = stray[~frozen_ids[stray]]
+            members, component = _closure(known.products, known.classes)
+            stray = _stray(known.products, members)
+            stray = stray[~known.frozen[stray]]
             if not len(stray):
                 break
-            frozen_ids[stray] = True
-            reason_ids[stray] = _reason(reasons, "is part of two dims that are merged in different ways")
-        marks = {mark: np.zeros(classes, dtype=bool) for mark in Mark}
+            known.frozen[stray] = True
+            known.reason[stray] = self._reason("is part of two dims that are merged in different ways")
+        marks = {mark: np.zeros(known.classes, dtype=bool) for mark in Mark}
         for ids, mark in self.marks:
-            marks[mark][of_id[ids]] = True
-        return Solution(of_id, frozen_ids, reason_ids, reasons, products, marks, members, component)
+            marks[mark][known.of_id[ids]] = True
+        products = [Product(p.out, list(p.factors)) for p in known.products]
+        return Solution(
+            known.of_id, known.frozen.copy(), known.reason.copy(), self.reasons, products, marks, members, component
+        )
+
+    def _read(self, known: _Solved) -> _Solved:
+        """Take in what was said since the last call."""
+        fresh = self.count - len(known.of_id)
+        of_id = np.concatenate([known.of_id, np.arange(known.classes, known.classes + fresh, dtype=np.int64)])
+        frozen = np.concatenate([known.frozen, np.zeros(fresh, dtype=bool)])
+        reason = np.concatenate([known.reason, np.full(fresh, -1, dtype=np.int64)])
+        for ids, index in self.freezes[known.read[0] :]:
+            classes = of_id[ids]
+            new = classes[~frozen[classes]]
+            frozen[new] = True
+            reason[new] = index
+        edges = [
+            (of_id[np.asarray(a).reshape(-1)], of_id[np.asarray(b).reshape(-1)]) for a, b in self.edges[known.read[1] :]
+        ]
+        products = [Product(of_id[p.out], [of_id[f] for f in p.factors]) for p in self.products[known.read[2] :]]
+        return _Solved(
+            of_id,
+            frozen,
+            reason,
+            [*known.products, *products],
+            edges,
+            (len(self.freezes), len(self.edges), len(self.products)),
+        )
+
+    def _reason(self, text: str) -> int:
+        """The index of a reason."""
+        index = self._reason_index.setdefault(text, len(self.reasons))
+        if index == len(self.reasons):
+            self.reasons.append(text)
+        return index
+
+
+@dataclass
+class _Solved:
+    """How far `LabelStore.solve` has come.
+
+    Attributes:
+        of_id: (ids,) class of each id.
+        frozen, reason: (classes,) as in `Solution`.
+        products: what is left of them, over classes.
+        edges: classes still to be joined.
+        read: how many freezes, edges and products of the store are in here.
+    """
+
+    of_id: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    frozen: Flags = field(default_factory=lambda: np.empty(0, dtype=bool))
+    reason: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    products: list[Product] = field(default_factory=list)
+    edges: list[tuple[Ids, Ids]] = field(default_factory=list)
+    read: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def classes(self) -> int:
+        return len(self.frozen)
+
+    def join(self) -> None:
+        """Make one class of those that edges connect; the first reason of its parts is its reason."""
+        a = np.concatenate([e[0] for e in self.edges])
+        b = np.concatenate([e[1] for e in self.edges])
+        self.edges = []
+        graph = sparse.coo_matrix((np.ones(len(a), dtype=bool), (a, b)), shape=(self.classes, self.classes))
+        count, step = connected_components(graph, directed=False)
+        if count == self.classes:
+            return
+        step = step.astype(np.int64)
+        self.of_id = step[self.of_id]
+        frozen, reason = np.zeros(count, dtype=bool), np.full(count, -1, dtype=np.int64)
+        frozen[step[self.frozen]] = True
+        where = np.flatnonzero(self.frozen)[::-1]  # the first reason is written last
+        reason[step[where]] = self.reason[where]
+        self.frozen, self.reason = frozen, reason
+        for p in self.products:
+            p.out = step[p.out]
+            p.factors = [step[f] for f in p.factors]
 
 
 def _simplify(
-    products: list[Product], frozen: Flags, reason: Ids, reasons: list[str]
+    products: list[Product], frozen: Flags, reason: Ids, number: Callable[[str], int]
 ) -> tuple[list[Product], list[tuple[Ids, Ids]], bool]:
     """One round over the products; freezes in place, returns the products left and new equalities."""
     edges: list[tuple[Ids, Ids]] = []
@@ -331,7 +385,7 @@ def _simplify(
                 p.out = first_entry.squeeze(axis)
                 del p.factors[axis]
         if not p.factors:
-            changed |= freeze(p.out.reshape(-1), np.asarray(_reason(reasons, "every factor of this dim is fixed")))
+            changed |= freeze(p.out.reshape(-1), np.asarray(number("every factor of this dim is fixed")))
             continue
         if len(p.factors) == 1:
             edges.append((p.out.reshape(-1), p.factors[0]))
@@ -339,7 +393,7 @@ def _simplify(
         # an entry that is its own factor: the other factors can never go alone
         for axis, factor in enumerate(p.factors):
             if np.isin(factor, p.out).any():
-                why = np.asarray(_reason(reasons, "a merged dim is tied to one of its own factors"))
+                why = np.asarray(number("a merged dim is tied to one of its own factors"))
                 for other, f in enumerate(p.factors):
                     if other != axis:
                         changed |= freeze(f, why)
@@ -360,7 +414,7 @@ def _simplify(
             parts = _refine(coarse, fine, edges)
             if parts is None:
                 text = f"one dim is read as {list(rival.out.shape)} and as {list(p.out.shape)}"
-                changed |= freeze(p.out.reshape(-1), np.asarray(_reason(reasons, text)))
+                changed |= freeze(p.out.reshape(-1), np.asarray(number(text)))
                 kept.append(p)
                 continue
             changed = True
@@ -374,12 +428,6 @@ def _simplify(
         by_out[p.out.tobytes()] = p
         kept.append(p)
     return kept, edges, changed
-
-
-def _reason(reasons: list[str], text: str) -> int:
-    if text not in reasons:
-        reasons.append(text)
-    return reasons.index(text)
 
 
 def _cuts(shape: Sequence[int]) -> list[int]:
