@@ -114,6 +114,8 @@ def _apply(c: Context, node: Node, *, skip: bool) -> None:
         c.from_params |= {o for o in node.outputs if o is not None}
     for output in node.outputs:
         if output is not None and output not in c.labels:
+            if output in c.consumers or output in c.graph.outputs:
+                c.freeze_node(node, "nothing is known about this result")
             c.labels[output] = [None] * len(c.shape(output))
     _update_aliases(c, node)
 

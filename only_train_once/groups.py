@@ -363,7 +363,7 @@ def _frozen_groups(axes: Axes) -> list[PruningGroup]:
     groups: list[PruningGroup] = []
     names: dict[str, int] = {}
     for (key, slices), kind in zip(found.items(), kind_of.values(), strict=True):
-        made = [s for s in slices if s.role is Role.ZERO or (s.role is Role.FOLLOW and s.dim == 0)]
+        made = [s for s in slices if s.role is Role.ZERO or (s.role is Role.FOLLOW and _makes(axes.graph, s))]
         if not made:
             continue  # only read, or inside of a kernel: no layer of this network makes the axis
         first = made[0]
@@ -373,3 +373,8 @@ def _frozen_groups(axes: Axes) -> list[PruningGroup]:
         text = solution.reasons[key[1]] if key[1] >= 0 else "is fixed"
         groups.append(PruningGroup(label, kind, tuple(slices), False, text))
     return groups
+
+
+def _makes(graph: Graph, s: ParamSlice) -> bool:
+    """Whether a layer could make the axis with this dim: the last dims of a larger weight are those of a kernel."""
+    return s.dim == 0 or len(graph.values[graph.tensors[s.param]].shape) <= 2

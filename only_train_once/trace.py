@@ -470,11 +470,13 @@ class _FunctionRecorder(TorchFunctionMode):
         first = len(self.recorder.nodes)
         result = func(*args, **kwargs)
         handler = _HANDLERS.get(func)
-        if handler is None:
-            if self.log is not None:
-                self._escapes(args, kwargs, first)
-            return result
-        return handler(self, func, args, kwargs, result)
+        if handler is not None:
+            return handler(self, func, args, kwargs, result)
+        if self.log is not None:
+            self._escapes(args, kwargs, first)
+        if len(self.recorder.nodes) > first + 1 and func not in _FITS:
+            self._hidden(func, args, kwargs, first)
+        return result
 
     def _escapes(self, args: Any, kwargs: Any, first: int) -> None:
         """A size that a call computes with as a number (``x / x.shape[1]``) has to stay what it is."""
@@ -487,6 +489,33 @@ class _FunctionRecorder(TorchFunctionMode):
                     for size in sizes:
                         if int.__eq__(size, value):
                             size.escapes()
+
+    def _hidden(self, func: Any, args: Any, kwargs: Any, first: int) -> None:
+        """What a function that calls several operators does with sizes that it read itself, unseen.
+
+        It may repeat something as often as another tensor is long, or divide by a count.
+        """
+        leaves = pytree.tree_leaves((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        known = {int(leaf) for leaf in leaves if isinstance(leaf, int)}
+        counts: set[int] = set()
+        for node in self.recorder.nodes[first:]:
+            if node.name == "aten.expand":
+                made, old = node.outputs[0], self.recorder.values[node.inputs[0]].shape
+                assert made is not None
+                new = self.recorder.values[made].shape
+                offset = len(new) - len(old)
+                for dim in range(len(new)):
+                    if (dim < offset or old[dim - offset] != new[dim]) and new[dim] not in known:
+                        const = Expr("const", (new[dim],))
+                        self.recorder.uses.append(SizeUse(made, dim, new[dim], const, self._where(func)))
+                        counts.add(new[dim])
+            elif node.name in ("aten.div", "aten.mul") and _is_count(node.args[1], leaves):
+                counts |= {size for tensor in given for size in tensor.shape}
+        for tensor in given:
+            for dim, size in enumerate(tensor.shape):
+                if size in counts:
+                    self._use(tensor, dim, size, Expr("const", (size,)), func)
 
     # Handlers return what the caller gets.
 
@@ -664,7 +693,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.data: (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, t.new_tensor),
         mode.sizes: (
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
-            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,
+            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty, t.sum_to_size,
         ),
         mode.like: (t.expand_as, t.view_as, t.reshape_as),
         mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),  # type: ignore[attr-defined]
@@ -683,6 +712,24 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
 
 
 _HANDLERS = _handlers()
+
+
+# These repeat their operands only to fit each other, and take part in products that tie the dims anyway.
+_FITS = frozenset(
+    {
+        torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.einsum,
+        torch.functional.einsum, torch._VF.einsum, torch.bmm, torch.nn.functional.linear,  # type: ignore[attr-defined]
+        torch.nn.functional.bilinear, torch.tensordot, torch.functional.tensordot, torch.take_along_dim,
+        torch.Tensor.take_along_dim, torch.trapezoid, torch.trapz,
+    }
+)  # fmt: skip
+
+
+def _is_count(value: Any, given: Sequence[Any]) -> bool:
+    """Whether an operand is a whole number above 1 that the caller did not give."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 2 or value != int(value):
+        return False
+    return not any(type(leaf) in (int, float) and leaf == value for leaf in given)
 
 
 def _plus(left: Expr, right: Expr) -> Expr:

@@ -33,7 +33,8 @@ def batch_norm(c: Context, node: Node) -> None:
     """
     x = c.tensors(node)[0]
     weight, bias = c.tensor(node, "weight"), c.tensor(node, "bias")
-    training = bool(node.argument("training", False)) or c.tensor(node, "running_mean") is None
+    of_batch = bool(node.argument("training", node.name == "aten._batch_norm_with_update"))
+    training = of_batch or c.tensor(node, "running_mean") is None
     dims = list(c.dims(x))
     for d in range(len(dims)):
         if d != 1 and training:
@@ -85,15 +86,7 @@ def _norm_over_last_dims(c: Context, node: Node, base: str, *, leaks: bool) -> N
             dims[d] = None
     else:
         dims[-1] = _full_width(c, node, x, c.rank(x) - 1, weight, bias, base, leaks=leaks)
-    _set_with_statistics(c, node, dims)
-
-
-def _set_with_statistics(c: Context, node: Node, dims: list[Dim]) -> None:
-    c.set(node, dims)
-    for output in range(1, len(node.outputs)):
-        made = node.outputs[output]
-        if made is not None:
-            c.set(node, [None] * c.rank(made), output)
+    c.set(node, dims)  # nothing is said about the statistics: who reads them freezes what they are made of
 
 
 def _other_dims(c: Context, node: Node, x: int, normalized: int, bias: int | None) -> list[Dim]:
@@ -179,7 +172,7 @@ def group_norm(c: Context, node: Node) -> None:
             else:
                 c.freeze(inner, f"statistics run over this dim outside of a GroupNorm module at {c.graph.where(node)}")
         dims[1] = _affine_zero(c, label, weight, bias, input_zero=False)
-    _set_with_statistics(c, node, dims)
+    c.set(node, dims)  # nothing is said about the statistics: who reads them freezes what they are made of
 
 
 @rule("aten._weight_norm_interface", "aten._weight_norm")

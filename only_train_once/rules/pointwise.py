@@ -20,9 +20,10 @@ from .registry import Context, is_float, rule
 
 # pointwise in fact, though PyTorch does not tag them so
 UNTAGGED = (
-    "aten.copy", "aten._to_copy", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.lift", "aten.lift_fresh_copy",
+    "aten.copy", "aten._to_copy", "aten.detach", "aten.detach_copy", "aten.alias", "aten.lift_fresh", "aten.lift",
+    "aten.lift_fresh_copy",
     "aten.fill", "aten.zero", "aten.masked_fill", "aten.contiguous", "aten.to", "aten.dropout", "aten.feature_dropout",
-    "aten._conj", "aten.conj", "aten.polar", "aten.complex", "aten.nan_to_num", "aten.masked_scatter",
+    "aten._conj", "aten.conj", "aten.polar", "aten.complex", "aten.nan_to_num", "aten.rsub", "aten.alias_copy",
     "aten._prelu_kernel", "aten.native_dropout", "aten.relu6", "aten.celu", "aten.selu", "aten.hardswish",
     "aten.resolve_conj", "aten.resolve_neg", "aten._neg_view", "aten.log_sigmoid_forward", "aten.floor_divide",
     "aten.rrelu_with_noise",
