@@ -37,6 +37,8 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
         "a function with f(0) = 0 in between, or no constant added behind the weights",
     ),
     ("is a single unit", "nothing: the last unit has to stay"),
+    ("units leave in multiples of", "a wider layer: an operator wants rows of such a length"),
+    ("its units lie unevenly in rows", "parts of equal length"),
     ("more than one index has to be left", "nothing: an average over one index would be that index"),
     ("a mean divides by the count", "a sum, or a mean over another dim"),
     ("a zero still counts", "nothing for this function: 0 is an entry like any other to it"),

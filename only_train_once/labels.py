@@ -156,6 +156,7 @@ class LabelStore:
     reasons: list[str] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     marks: list[tuple[Ids, Mark]] = field(default_factory=list)
+    multiples: list[tuple[Ids, int]] = field(default_factory=list)
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
     _reason_index: dict[str, int] = field(default_factory=dict)
@@ -183,6 +184,10 @@ class LabelStore:
     def mark(self, ids: Ids, mark: Mark) -> None:
         """Note something about ids."""
         self.marks.append((ids, mark))
+
+    def multiple(self, ids: Ids, of: int) -> None:
+        """What leaves of these ids is a multiple of ``of``."""
+        self.multiples.append((ids, of))
 
     def split(self, label: Label, sizes: Sequence[int]) -> list[Label | None]:
         """The labels of the dims that one dim is split into, row-major."""

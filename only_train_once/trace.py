@@ -231,7 +231,8 @@ class _Recorder(TorchDispatchMode):
 
     def _new_value(self, tensor: Tensor, kind: ValueKind, name: str = "") -> int:
         index = len(self.values)
-        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name))
+        strides = tensor.stride() if tensor.layout is torch.strided else ()
+        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name, tuple(strides)))
         self.known[id(tensor)] = (TensorWeakRef(tensor), index)
         return index
 
