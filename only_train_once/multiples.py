@@ -1,8 +1,8 @@
 """How many units of a group may leave at a time, where an operator wants rows of a certain length.
 
 A rule says that what leaves of a dim is a multiple of ``n`` indices (`Context.multiple`); the full dim is as long as
-the operator wants it, so what stays is then as well. With p indices per unit, units leave in multiples of n / gcd(n, p).
-Several groups in one dim, side by side, each keep to that.
+the operator wants it, so what stays is then as well. With p indices per unit, units leave in multiples of
+n / gcd(n, p). Several groups in one dim, side by side, each keep to that.
 
 [Note: products]
 Where a dim is merged from others (heads * head_dim), an index leaves with either. Of the (H - r) * (D - s) indices left
