@@ -364,13 +364,21 @@ def _factor_axes(solution: Solution) -> NDArray[np.int64]:
     return axes
 
 
+_SUFFIX = {
+    Kind.CHANNEL: "",
+    Kind.HEAD: ":heads",
+    Kind.HEAD_DIM: ":head_dim",
+    Kind.EXPERT: ":experts",
+    Kind.WIDTH: ":width",
+}
+
+
 def _group_name(graph: Graph, slices: Sequence[ParamSlice], kind: Kind) -> str:
     """The module that produces the units: the owner of the first tensor that has to be zero."""
     first = next(s for s in slices if s.role is Role.ZERO)
     owner = first.param.rpartition(".")[0] or first.param
     owner = owner.removesuffix(".parametrizations.weight")
-    suffix = {Kind.CHANNEL: "", Kind.HEAD: ":heads", Kind.HEAD_DIM: ":head_dim", Kind.WIDTH: ":width"}[kind]
-    return f"{owner}{suffix}"
+    return f"{owner}{_SUFFIX[kind]}"
 
 
 def _frozen_groups(axes: Axes) -> list[PruningGroup]:
