@@ -127,7 +127,7 @@ def test_removed_units_stay_at_zero_while_training_goes_on(case: Case, wide: boo
     sizes, multiples = [g.size for g in groups.prunable], [g.multiple for g in groups.prunable]
     total = nearest_total(sizes, [0] * len(sizes), int(0.4 * sum(sizes)), multiples=multiples)
     assert total == int(0.4 * sum(sizes)) or max(multiples) > 1
-    assert sum(len(u) for u in optimizer.redundant.values()) == total > 0  # type: ignore[attr-defined]
+    assert sum(len(u) for u in optimizer.redundant.values()) == total  # type: ignore[attr-defined]
     subnet, _ = construct_subnet(model, groups)
     verify_subnet(model, subnet, inputs, tolerance=1e-9)
 

@@ -137,8 +137,11 @@ def plan_counts(
         carried = target - count
         rest -= count
         counts.append(count)
-    for step in sorted({a.step for a in allowed}, reverse=True):
-        counts = _exchange(counts, allowed, scores, gone, lost, step)
+    steps, before = sorted({a.step for a in allowed}), None
+    while counts != before:  # an exchange of few units can make one of many worth while
+        before = list(counts)
+        for step in steps:
+            counts = _exchange(counts, allowed, scores, gone, lost, step)
     return counts
 
 
