@@ -157,6 +157,25 @@ def test_half_of_a_row_needs_the_whole_row() -> None:
     assert {g.name: g.multiple for g in groups.prunable} == {"left": 8, "right": 8, "weight": 8}
 
 
+class Columns(nn.Module):
+    """The columns of a transposed weight are rows of nothing but the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.randn(2, 24, 8)), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch._grouped_mm(x, self.weight.mT, offs=ENDS).relu())
+
+
+def test_what_only_training_needs_is_a_multiple() -> None:
+    model, x = Columns(), torch.randn(5, 8)
+    groups = groups_of(model, x)
+    assert {g.name: g.multiple for g in groups.prunable} == {"weight": 8}
+    subnet, _ = construct_subnet(model, groups, {"weight": range(8)})
+    subnet(x).square().sum().backward()
+
+
 def test_too_few_units_to_leave() -> None:
     model = GroupedExperts()
     model.gate_up = nn.Parameter(torch.randn(4, WIDTH, 16) * 0.2)
