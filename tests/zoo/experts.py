@@ -150,7 +150,7 @@ class BatchedExperts(Fused):
 
     def mix(self, x: Tensor) -> Tensor:
         weights, chosen = self.top(x)
-        gates = torch.zeros(len(x), self.experts_count).scatter(1, chosen, weights)
+        gates = x.new_zeros(len(x), self.experts_count).scatter(1, chosen, weights)
         repeated = x.expand(self.experts_count, -1, -1)
         gate, up = torch.bmm(repeated, self.gate_up).chunk(2, -1)
         out = torch.bmm(F.silu(gate) * up, self.down)
@@ -207,7 +207,7 @@ class GroupLimited(Fused):
         scores = torch.sigmoid(self.router(x))
         choice = scores + self.correction
         best = choice.view(len(x), 4, -1).topk(2)[0].sum(-1).topk(2, sorted=False)[1]
-        allowed = torch.zeros(len(x), 4).scatter(1, best, 1.0)
+        allowed = x.new_zeros(len(x), 4).scatter(1, best, 1.0)
         mask = allowed[..., None].expand(-1, -1, 2).reshape(len(x), -1).bool()
         chosen = choice.masked_fill(~mask, 0.0).topk(2, sorted=False)[1]
         weights = scores.gather(1, chosen)
