@@ -35,6 +35,7 @@ class Axes:
         attributes: (path of an int attribute) -> ids it counts.
         norms: norms whose statistics run over labelled ids.
         leaks: ids whose units receive a gradient at zero.
+        multiples: (ids, number): what leaves of these ids is a multiple of the number.
         unknown: operators without a rule and the modules they ran in.
     """
 
@@ -46,6 +47,7 @@ class Axes:
     attributes: dict[str, Ids]
     norms: list[NormSite]
     leaks: Ids
+    multiples: list[tuple[Ids, int]] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -401,7 +403,7 @@ def _collect(c: Context, solution: Solution, bound: dict[Attribute, Ids]) -> Axe
         if c.leaks
         else np.empty(0, dtype=np.int64)
     )
-    return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.unknown)
+    return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.store.multiples, c.unknown)
 
 
 def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:

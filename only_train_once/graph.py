@@ -36,6 +36,7 @@ class Value:
     dtype: torch.dtype
     kind: ValueKind
     name: str = ""  # of a parameter, buffer or input; the first name of a tied tensor
+    strides: tuple[int, ...] = ()  # of its memory, in entries
 
     def __str__(self) -> str:
         return f"%{self.index}{':' + self.name if self.name else ''}{list(self.shape)}"

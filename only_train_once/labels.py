@@ -38,6 +38,7 @@ class Kind(str, Enum):
     CHANNEL = "channel"  # a channel of a convolution, a neuron of a linear layer
     HEAD = "head"  # an attention head (with its query heads, if keys and values are shared)
     HEAD_DIM = "head_dim"  # one position inside every head
+    EXPERT = "expert"  # one of several weight matrices that work side by side
     WIDTH = "width"  # a channel of a residual stream that a layer, group or RMS norm averages over
 
 
@@ -46,6 +47,7 @@ class Mark(str, Enum):
 
     HEAD = "head"
     HEAD_DIM = "head_dim"
+    EXPERT = "expert"
     NORMALIZED = "normalized"  # a norm averages over them
     STREAM = "stream"  # two activations are added
 
@@ -133,11 +135,14 @@ class Solution:
 def kinds_of(solution: Solution) -> dict[Kind, Flags]:
     """For each kind (units,) whether a unit is that; a unit may be several, the last of `Kind` counts.
 
-    A unit that takes part of a normalized stream with it is of that stream, whatever else it is.
+    A unit that takes part of a normalized stream with it is of that stream, whatever else it is. Experts are mixed by
+    a product that looks like the one over the positions of a head; heads may have a matrix each.
     """
+    expert = solution.marks[Mark.EXPERT] & ~solution.marks[Mark.HEAD]
     of_class = {
         Kind.HEAD: solution.marks[Mark.HEAD],
-        Kind.HEAD_DIM: solution.marks[Mark.HEAD_DIM],
+        Kind.HEAD_DIM: solution.marks[Mark.HEAD_DIM] & ~expert,
+        Kind.EXPERT: expert,
         Kind.WIDTH: solution.marks[Mark.NORMALIZED] & solution.marks[Mark.STREAM],
     }
     width = np.zeros(len(solution.frozen), dtype=bool)
@@ -156,6 +161,7 @@ class LabelStore:
     reasons: list[str] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     marks: list[tuple[Ids, Mark]] = field(default_factory=list)
+    multiples: list[tuple[Ids, int]] = field(default_factory=list)
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
     _reason_index: dict[str, int] = field(default_factory=dict)
@@ -181,6 +187,10 @@ class LabelStore:
     def mark(self, ids: Ids, mark: Mark) -> None:
         """Note something about ids."""
         self.marks.append((ids, mark))
+
+    def multiple(self, ids: Ids, of: int) -> None:
+        """What leaves of these ids is a multiple of ``of``."""
+        self.multiples.append((ids, of))
 
     def split(self, label: Label, sizes: Sequence[int]) -> list[Label | None]:
         """The labels of the dims that one dim is split into, row-major."""

@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal"})
 # int attributes that shape no tensor dim; leaving them alone saves time in every convolution
 _NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
-_OTHER_INPUTS = 8  # passes at most over other data; one that touches no further parameter is dropped
+_OTHER_INPUTS = 64  # passes at most over other data; one that touches no further parameter is dropped
+_FRUITLESS = 8  # so many of those in a row are enough
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
 
 
@@ -95,9 +96,16 @@ def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
 
 
 def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
-    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too."""
+    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too.
+
+    Where other inputs show nothing new, the copy gets other weights as well: a router that never chooses an expert on
+    these inputs then chooses another way. What the code can do with the values is a question about the code alone.
+    """
+    fruitless = 0
     for seed in range(_OTHER_INPUTS):
         before, state = recorder.unused(), recorder.state()
+        if fruitless:
+            _roll_weights(recorder.model, seed)
         try:
             _run(recorder, log, fresh_inputs(inputs, seed))
         except TraceError as error:
@@ -106,8 +114,21 @@ def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Input
             return
         if recorder.unused() == before:
             recorder.forget(state)
-        elif not recorder.hidden():
+            fruitless += 1
+        else:
+            fruitless = 0
+        if fruitless == _FRUITLESS or not recorder.hidden():
             return
+
+
+def _roll_weights(model: nn.Module, seed: int) -> None:
+    """Move the entries of every parameter along its first dim: other weights, of the same distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim():
+                shift = int(torch.randint(max(parameter.shape[0], 1), (), generator=generator))
+                parameter.copy_(parameter.roll(shift, 0))
 
 
 def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
@@ -231,7 +252,8 @@ class _Recorder(TorchDispatchMode):
 
     def _new_value(self, tensor: Tensor, kind: ValueKind, name: str = "") -> int:
         index = len(self.values)
-        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name))
+        strides = tensor.stride() if tensor.layout is torch.strided else ()
+        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name, tuple(strides)))
         self.known[id(tensor)] = (TensorWeakRef(tensor), index)
         return index
 

@@ -161,17 +161,19 @@ class Hesso(Method):
         sizes = [g.size for g in self.groups]
         self.units = sum(sizes)
         requested = units_for(self.units, target_group_sparsity)
-        self.total = nearest_total(sizes, [0] * len(sizes), requested, group_divisible)
+        self.multiples = [g.multiple for g in self.groups]
+        self.total = nearest_total(sizes, [0] * len(sizes), requested, group_divisible, multiples=self.multiples)
         self.shortfall = requested - self.total
         if self.shortfall:
             logger.warning(
                 "%d of %d units were requested, %d will be removed: no combination over the %d groups (each keeps at "
-                "least one unit, and a multiple of group_divisible=%d once touched) removes exactly %d",
+                "least one unit, and a multiple of group_divisible=%d once touched%s) removes exactly %d",
                 requested,
                 self.units,
                 self.total,
                 len(sizes),
                 group_divisible,
+                "; some lose units only in multiples, see PruningGroup.multiple" if max(self.multiples) > 1 else "",
                 requested,
             )
         # 0: live; p + 1: chosen in period p.  (units of all groups in order,)
@@ -270,7 +272,7 @@ class Hesso(Method):
                     f"no weight was changed. Look for NaN or infinite weights in "
                     f"{', '.join(s.param for s in group.with_role(Role.ZERO))}"
                 )
-        picked = select(per_group, gone, count, self.total, self.schedule.group_divisible)
+        picked = select(per_group, gone, count, self.total, self.schedule.group_divisible, multiples=self.multiples)
         for offset, units in zip([0, *bounds], picked, strict=True):
             self.chosen[offset + units] = where.period + 1
         logger.info("step %d: period %d chooses %d units", self.step, where.period, count)

@@ -53,6 +53,8 @@ def _matmul(c: Context, node: Node, a: int, b: int, bias: int | None) -> None:
             joined = joined.with_zero(left.zero | right.zero)
         if activations:
             c.mark(joined, Mark.HEAD)
+        elif {a, b} - c.from_params:
+            c.mark(joined, Mark.EXPERT)
         batch.append(joined)
     dims = list(batch)
     if c.rank(a) > 1:

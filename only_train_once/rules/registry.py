@@ -56,7 +56,7 @@ class Context:
     """What a rule may ask and say.
 
     Reading: `tensors`, `shape`, `dim`, `dims`, `stated`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`,
-    `mark`, `attribute`, `norm`. Writing: `set`.
+    `mark`, `multiple`, `attribute`, `norm`. Writing: `set`.
     """
 
     graph: Graph
@@ -273,6 +273,11 @@ class Context:
         """Note something about the ids of a dim."""
         if isinstance(dim, Label):
             self.store.mark(dim.ids, mark)
+
+    def multiple(self, dim: Dim, of: int) -> None:
+        """What leaves of this dim is a multiple of ``of`` indices: the operator wants rows of such a length."""
+        if isinstance(dim, Label) and of > 1:
+            self.store.multiple(dim.ids, of)
 
     def attribute(self, node: Node, name: str, value: int, label: Label) -> None:
         """The module's int attribute ``name`` counts these ids; without such an attribute they freeze."""
