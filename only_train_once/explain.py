@@ -50,6 +50,8 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("one dim is read as", "reshape to heads the same way everywhere"),
     ("is part of two dims that are merged in different ways", "merge the dims in one way"),
     ("a merged dim is tied to one of its own factors", "project to a width of its own first"),
+    ("is a sequence", "nothing: its length is that of the data"),
+    ("has to stay larger than the projection", "a layer without proj_size, and a linear layer behind it"),
     ("is written at given positions", "index along another dim"),
     ("is indexed by position", "index along another dim"),
     ("indices are picked", "index along another dim"),

@@ -476,6 +476,12 @@ def _attention(m: Any) -> dict[str, Any]:
     }
 
 
+def _recurrent(m: Any) -> dict[str, Any]:
+    m.flatten_parameters()  # cuDNN reads all weights from one piece of memory
+    state, hidden = m.weight_hh_l0.shape[1], m.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    return {"input_size": m.weight_ih_l0.shape[1], "hidden_size": hidden, "proj_size": state if m.proj_size else 0}
+
+
 _SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
     (nn.Linear, lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
     (
@@ -492,7 +498,8 @@ _SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
     (nn.EmbeddingBag, _embedding),
     (nn.PReLU, lambda m: {"num_parameters": m.weight.numel()}),
     (nn.MultiheadAttention, _attention),
-    (nn.RNNBase, lambda m: {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_hh_l0.shape[1]}),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, lambda m: {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}),
     ("Conv1D", lambda m: dict(zip(("nx", "nf"), m.weight.shape, strict=True))),  # transformers' transposed linear
 )
 """Module type (or the name of a class that need not be importable) -> attributes as its tensors give them."""

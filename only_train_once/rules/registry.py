@@ -105,7 +105,7 @@ class Context:
         if dims is None:
             value = self.graph.values[index]
             if value.kind in (ValueKind.PARAMETER, ValueKind.BUFFER):
-                zero = value.kind is ValueKind.PARAMETER and value.dtype.is_floating_point
+                zero = value.kind is ValueKind.PARAMETER and is_float(value.dtype)
                 dims = [self.store.fresh(n, zero) if n > 1 else None for n in value.shape]
                 self.from_params.add(index)
             else:
