@@ -42,6 +42,11 @@ def test_graph_is_complete_and_model_untouched(name: str) -> None:
             assert type(value) is type(attributes[path][key]), (path, key)
     for value, now in zip(pytree.tree_leaves(before), pytree.tree_leaves(inputs), strict=True):
         assert torch.equal(value, now) if isinstance(value, Tensor) else value == now
+    made = {v.index for v in graph.values if v.kind is not ValueKind.RESULT}
+    for node in graph.nodes:  # single assignment: what is read was made before
+        assert set(node.inputs) <= made, node
+        made |= {o for o in node.outputs if o is not None} | {new for new, _ in node.updates}
+    assert set(graph.outputs) <= made
 
 
 def test_nodes_know_their_module() -> None:
