@@ -52,6 +52,7 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("a merged dim is tied to one of its own factors", "project to a width of its own first"),
     ("is a sequence", "nothing: its length is that of the data"),
     ("has to stay larger than the projection", "a layer without proj_size, and a linear layer behind it"),
+    ("every index is used apart", "nothing: every index has a use of its own"),
     ("is written at given positions", "index along another dim"),
     ("is indexed by position", "index along another dim"),
     ("indices are picked", "index along another dim"),

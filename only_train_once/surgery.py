@@ -12,6 +12,7 @@ read back from the cut tensors (`_SIZES`).
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from . import masking
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import copy_module, in_float64
-from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+from .norms import FullWidthGatedRMSNorm, FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
 from .record import (
     ATTRIBUTE_PATH,
     AttributeChange,
@@ -531,6 +532,12 @@ def _to_rms_norm(module: Any, norm: NormChange) -> None:
     _become(module, FullWidthRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
 
 
+def _to_gated_rms_norm(module: Any, norm: NormChange) -> None:
+    first = norm.kind == "rms of gated"
+    shape, dim, offset = norm.shape, norm.dim, norm.offset
+    _become(module, FullWidthGatedRMSNorm, norm, normalized_shape=shape, dim=dim, offset=offset, gate_first=first)
+
+
 def _to_group_norm(module: Any, norm: NormChange) -> None:
     _become(module, FullWidthGroupNorm, norm, num_channels=norm.width, num_groups=norm.num_groups)
 
@@ -574,6 +581,8 @@ def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
 _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
     "layer": _to_layer_norm,
     "rms": _to_rms_norm,
+    "gated rms": _to_gated_rms_norm,
+    "rms of gated": _to_gated_rms_norm,
     "rescale": _rescale,
     "group": _to_group_norm,
     "whole groups": _fewer_norm_groups,
@@ -636,7 +645,8 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
     shape[dim if len(shape) > 1 else 0] = width
     layer = NormChange("layer", width, remembered or full, dim, tuple(shape), eps_name=eps_name)
     rms = [
-        NormChange("rms", width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        NormChange(kind, width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        for kind in (*(_GATED if _positional(module)[1] > 1 else ()), "rms")
         for offset in ((module.offset,) if isinstance(module, FullWidthRMSNorm) else (0, 1))
     ]
     folded = []
@@ -650,6 +660,16 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
     if isinstance(module, nn.LayerNorm):
         return [layer, *rms]
     return [*folded, *rms] if isinstance(module, nn.RMSNorm) else [*folded, *rms, layer]
+
+
+_GATED = ("gated rms", "rms of gated")
+
+
+def _positional(module: nn.Module) -> tuple[int, int]:
+    """How many positional arguments the forward needs, and how many it takes."""
+    found = inspect.signature(module.forward).parameters.values()
+    named = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in named), len(named)
 
 
 def _exact_in_dtype(weight: Tensor, offset: int, ratio: float) -> bool:
@@ -696,23 +716,27 @@ def _norm_holds(
         logger.debug("norm change %s does not apply: %s", change, error)
         return False
     positions = torch.from_numpy(np.flatnonzero(kept))
+    gated = change.kind in _GATED or _positional(module)[0] > 1
     for shape in _norm_inputs(module, dim, len(kept)):
         x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
         mask = torch.zeros(len(kept), dtype=torch.float64).index_fill_(0, positions, 1.0)
         x = x * mask.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
         results = []
         for scale in (1.0, 1e-3):  # the small one shows a wrong eps
-            small = (x * scale).index_select(dim, positions)
+            given = [x * scale]
+            if gated:
+                given.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+            small = [t.index_select(dim, positions) for t in given]
             try:
                 with torch.no_grad(), in_float64():
-                    expected = full(x * scale)
+                    expected = full(*given)
                     if not isinstance(expected, Tensor) or expected.shape != x.shape:
                         break
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
                 break  # not a shape this norm takes
             try:
                 with torch.no_grad(), in_float64():
-                    found = cut(small)
+                    found = cut(*small)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
                 logger.debug("norm change %s does not run: %s", change, error)
                 return False

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from only_train_once.flops import count_flops
 from only_train_once.groups import find_groups
+from only_train_once.norms import FullWidthGatedRMSNorm, FullWidthRMSNorm
 from only_train_once.surgery import construct_subnet
 from only_train_once.trace import trace
+from only_train_once.verify import verify_subnet
 
-from .pruning import zero
-from .zoo.recurrent import Cells, Layer, Packed, every_step
+from .pruning import randomize, zero
+from .zoo.recurrent import Cells, GatedNorm, Layer, Packed, every_step
 
 LAYERS = {
     "lstm": lambda: nn.LSTM(6, 8, 2, bidirectional=True),
@@ -83,3 +85,36 @@ def test_a_cut_layer_is_copied_cast_and_trained() -> None:
     torch.optim.SGD(twin.parameters(), lr=0.1).step()
     assert all(not torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
     assert all(p.dtype is torch.float32 for p in subnet.parameters())
+
+
+class Gates(nn.Module):
+    """A gated norm between linear layers."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.head = (
+            nn.Linear(5, 12),
+            nn.Linear(5, 12),
+            GatedNorm(12, first),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.a(x), self.b(x)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gated_norm_remembers_its_width_and_the_order(first: bool) -> None:
+    """In float32, where a rescaled weight would round."""
+    model: Any = Gates(first)
+    randomize(model)
+    x = torch.randn(2, 4, 5)
+    (group,) = find_groups(trace(model, x), wide=True).prunable
+    removed = {group.name: [0, 4, 7]}
+    zero(model, [group], removed)  # type: ignore[arg-type]
+    subnet: Any = construct_subnet(model, [group], removed)[0]
+    assert type(subnet.norm) is FullWidthGatedRMSNorm
+    assert f"full_width=12, dim=-1, offset=0, gate_first={first}" in repr(subnet.norm)
+    assert subnet.head.in_features == 9
+    verify_subnet(model, subnet, x)
+    assert torch.equal(subnet.norm(y := torch.randn(2, 9)), FullWidthRMSNorm.forward(subnet.norm, y))  # no gate
