@@ -98,6 +98,7 @@ def apply_record(record: SurgeryRecord, model: nn.Module) -> nn.Module:
         _change_norm(model.get_submodule(path), norm)
     for module in dict.fromkeys(touched):
         _read_sizes_back(module)
+    _leave_fused_layers(model)
     return model
 
 
@@ -462,12 +463,12 @@ def _attention(m: Any) -> dict[str, Any]:
     packed = m.in_proj_weight is not None
     inner = m.in_proj_weight.shape[0] // 3 if packed else m.q_proj_weight.shape[0]
     outer = m.in_proj_weight.shape[1] if packed else m.q_proj_weight.shape[1]
-    out_rows, out_columns = m.out_proj.weight.shape
-    if len({inner, outer, out_rows, out_columns}) != 1 or inner % m.num_heads:
+    out = m.out_proj.weight.shape[1]
+    if len({inner, outer, out}) != 1 or inner % m.num_heads:
         raise SurgeryError(
-            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for everything, but "
-            f"after the cut its projections have {inner} inner, {outer} input, {out_columns} -> {out_rows} output "
-            "channels; freeze its heads or cut all of them alike"
+            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for what comes in and "
+            f"for its heads, but after the cut its projections have {inner} inner, {outer} input and {out} channels to "
+            "project from; freeze its heads or cut all of them alike"
         )
     return {
         "embed_dim": inner,
@@ -576,6 +577,22 @@ def _eps(module: nn.Module, name: str | None) -> float | None:
 
 def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
     return (weight.detach().double() + offset) * math.sqrt(ratio) - offset
+
+
+def _leave_fused_layers(model: nn.Module) -> None:
+    """Make encoder layers of torch run operator by operator where their fused kernel would compute something else.
+
+    The kernel normalizes over the width it finds. Tokens packed into nested tensors, in turn, run on nothing else, and
+    it wants an even number of heads.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    for layer in layers:
+        if any(isinstance(norm, (FullWidthLayerNorm, FullWidthRMSNorm)) for norm in (layer.norm1, layer.norm2)):
+            layer.activation_relu_or_gelu = 0
+    slow = {id(layer) for layer in layers if not layer.activation_relu_or_gelu or layer.self_attn.num_heads % 2}
+    for encoder in (m for m in model.modules() if isinstance(m, nn.TransformerEncoder)):
+        if any(id(layer) in slow for layer in encoder.layers):
+            encoder.use_nested_tensor = False
 
 
 _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {

@@ -165,6 +165,19 @@ class Context:
         return self.graph.consumers()
 
     @cached_property
+    def idle(self) -> set[int]:
+        """Nodes whose results reach no output and decide nothing: what they compute is never seen."""
+        needed, idle = set(self.graph.outputs), set[int]()
+        deciding = {branch.node for branch in self.graph.branches}
+        for node in reversed(self.graph.nodes):
+            made = {*node.outputs, *(new for new, _ in node.updates)}
+            if node.index in deciding or made & needed:
+                needed |= {*node.inputs, *(old for _, old in node.updates)}
+            else:
+                idle.add(node.index)
+        return idle
+
+    @cached_property
     def calls(self) -> dict[str, list[ModuleCall]]:
         """The calls of each module."""
         calls: dict[str, list[ModuleCall]] = {}
