@@ -262,6 +262,13 @@ CONTRACTION = {
         floats((5,)),
         8,
     ),
+    "vdot": Row(
+        lambda: Net(
+            lambda m, x: m.o(torch.vdot(m.a(x), m.w)[None]), a=nn.Linear(5, 8), w=parameter(8)(), o=nn.Linear(1, 2)
+        ),
+        floats((5,)),
+        8,
+    ),
     "addmm": flat(lambda m, x: torch.addmm(m.b, x, m.w, beta=2, alpha=3), 16, w=parameter(8, 8), b=parameter(8)),
     # a bias that is one number for all channels cannot be zero for one of them: the readers have to be
     "addmm_scalar_bias": flat(lambda m, x: torch.addmm(m.b, x, m.w), 16, w=parameter(8, 8), b=parameter(1)),
@@ -399,7 +406,7 @@ NORM = {
         floats((3, 5)),
         8,
     ),
-    # a norm over the rows of the reader's weight counts the columns of removed units: they stay
+    # along the dims that the norm of a weight runs over, a column at zero adds nothing
     "weight_norm_reader": Row(
         lambda: Net(
             lambda m, x: m.o(F.relu(m.a(x))),
@@ -407,8 +414,20 @@ NORM = {
             o=nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)),
         ),
         floats((3, 5)),
-        0,
+        8,
     ),
+    "weight_norm_kernel": conv(lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 6, 3), dim=2), 14, space=1),
+    "weight_norm_inputs": conv(lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3), dim=1), 14),
+    "weight_norm_transposed": conv(lambda: nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(8, 6, 3)), 14, 1),
+    "spectral_norm": conv(lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), 14),
+    # v over its own norm, without an epsilon: the gain alone may be zero
+    "weight_norm_by_hand": flat(
+        lambda m, x: F.linear(x, m.v * (m.g / m.v.norm(dim=1, keepdim=True))),
+        16,
+        v=parameter(8, 8),
+        g=parameter(8, 1),
+    ),
+    "weight_over_norm": flat(lambda m, x: F.linear(x, m.v / m.v.norm(dim=1, keepdim=True)), 16, v=parameter(8, 8)),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),
@@ -550,6 +569,9 @@ SHAPE = {
     "narrow": flat(lambda m, x: torch.cat([x.narrow(1, 3, 5), x.narrow(1, 0, 3)], 1), 0),
     "narrow_attribute": flat(lambda m, x: x.narrow(1, 0, m.h) + x.narrow(1, m.h, m.h), 4, after=4, h=4),
     "select": seq(lambda m, x: x[:, 0], 8),
+    # `w[0]` is asked for its sizes alone
+    "select_unread": flat(lambda m, x: F.linear(x, m.w) * m.w[0].numel(), 8, w=parameter(8, 8)),
+    "select_unread_out_of_range": flat(lambda m, x: F.linear(x, m.w) * (m.w[7].dim() + 1), 8, w=parameter(8, 8)),
     "select_channel": seq(lambda m, x: x[..., 2:3] + x.select(-1, 1)[..., None], 0, after=1),
     "unbind": seq(lambda m, x: sum(x.unbind(1)), 8),
     "unbind_channels": seq(lambda m, x: torch.stack(x.unbind(-1), -1), 0),
@@ -979,6 +1001,11 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "conj": lambda x: torch.complex(x, x).conj().imag.contiguous(),
     "silu_gate": lambda x: x * F.silu(x.cos()),
     "divide": lambda x: x / (1 + x.exp()),
+    # at 0 there is no number, or no slope: the layer keeps its values, and what reads them is zero
+    "divide_by_itself": lambda x: x.sin() / x,
+    "power_half": lambda x: x.abs() ** 0.5,
+    "log": lambda x: x.abs().log(),
+    "over_its_length": lambda x: x / x.norm(dim=1, keepdim=True),
     "frexp": lambda x: torch.frexp(x)[1].double() + torch.frexp(x)[0],
     "ones_of_shape": lambda x: x * torch.ones(x.shape[-1], dtype=x.dtype),
     "arange_of_shape": lambda x: x + torch.zeros(x.shape, dtype=x.dtype),
