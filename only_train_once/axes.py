@@ -215,7 +215,7 @@ def _statements(c: Context) -> list[tuple[SizeUse, Ids]]:
         by_place.setdefault((use.value, use.dim), []).append(use)
     own = [(use, label.ids) for use in c.graph.uses if (label := c.label(use.value, use.dim)) is not None]
     met = [(use, ids) for place, ids in c.met for use in by_place.get(place, [])]
-    return [(use, ids[: use.position]) for use, ids in (*own, *met)]
+    return [(use, ids[: use.position]) for use, ids in (*own, *met, *c.counted)]
 
 
 def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attribute, Ids]:
@@ -251,7 +251,10 @@ def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attr
         elif expr.kind == "dim":
             source = c.label(*expr.args)
             if source is not None and len(source) == len(ids):
-                c.store.equal(source.ids, ids)
+                if not np.array_equal(
+                    np.sort(source.ids), np.sort(ids)
+                ):  # of the same ids in any order there are as many
+                    c.store.equal(source.ids, ids)
             else:
                 c.store.freeze(ids, f"its size is that of a fixed dim by {use.where}")
         else:

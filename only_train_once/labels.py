@@ -11,7 +11,8 @@ slicing, chunks and shuffles are then the same array operation on the ids. Two c
 Equalities become classes (connected components). Products over classes are then simplified until nothing
 changes: a factor that is frozen drops out and the entries along it become equal; a product with one factor left is an
 equality; equal factors make equal products and the other way round; of two factorizations of the same entries the
-one that nests in the other is expressed by it, and where none does both are frozen. Every step only adds
+one that nests in the other is expressed by it, and where none does both are frozen; places of a factor that hold the
+same entries become equal. Every step only adds
 constraints. At the end a unit that would take an entry out of a product without one of its factors is frozen.
 What is left are free classes (the units) and product entries, which leave with any of their factors.
 """
@@ -158,6 +159,7 @@ class LabelStore:
     marks: list[tuple[Ids, Mark]] = field(default_factory=list)
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
+    _grids: dict[tuple[bytes, ...], Product] = field(default_factory=dict)  # sorted factors -> a product of them
     _reason_index: dict[str, int] = field(default_factory=dict)
 
     def fresh(self, size: int, zero: bool) -> Label:
@@ -226,8 +228,10 @@ class LabelStore:
         ids = self._merges.get(key)
         core = [sizes[a] for a in labelled]
         if ids is None:
-            ids = self.fresh(math.prod(core), True).ids
-            self._product(ids.reshape(core), factors)
+            ids = self._transposed(factors)
+            if ids is None:
+                ids = self.fresh(math.prod(core), True).ids
+            self._product(ids.reshape(core), factors)  # in this order too, for products are compared as they lie
             self._merges[key] = ids
         shape = [sizes[a] if a in labelled else 1 for a in range(len(sizes))]
         full = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), tuple(sizes))).reshape(-1)
@@ -237,8 +241,18 @@ class LabelStore:
 
     def _product(self, out: Ids, factors: list[Ids]) -> None:
         self.products.append(Product(out, factors))
+        self._grids.setdefault(tuple(sorted(f.tobytes() for f in factors)), self.products[-1])
         # remember the split, so that taking apart what was put together gives the same ids back
         self._splits.setdefault((np.ascontiguousarray(out).tobytes(), out.shape), list(factors))
+
+    def _transposed(self, factors: list[Ids]) -> Ids | None:
+        """The entries of a product of the same factors in another order (a shuffle): they are the same entries."""
+        key = [f.tobytes() for f in factors]
+        known = self._grids.get(tuple(sorted(key)))
+        if known is None or len(set(key)) != len(key):
+            return None
+        order = [f.tobytes() for f in known.factors]
+        return np.ascontiguousarray(known.out.transpose([order.index(k) for k in key])).reshape(-1)
 
     @staticmethod
     def _along(grid: Ids, axis: int) -> Ids:
@@ -343,6 +357,7 @@ def _simplify(
                 for other, f in enumerate(p.factors):
                     if other != axis:
                         changed |= freeze(f, why)
+        edges += _alike(p)
         key = tuple(f.tobytes() for f in p.factors)
         twin = by_factors.get(key)
         if twin is not None:
@@ -374,6 +389,22 @@ def _simplify(
         by_out[p.out.tobytes()] = p
         kept.append(p)
     return kept, edges, changed
+
+
+def _alike(product: Product) -> list[tuple[Ids, Ids]]:
+    """Equalities between the places of a factor that hold the same entries (a repeated dim, read another way)."""
+    out = product.out
+    edges: list[tuple[Ids, Ids]] = []
+    entries = np.sort(out, axis=None)
+    if (entries[1:] != entries[:-1]).all():
+        return edges
+    for axis, factor in enumerate(product.factors):
+        rows = np.moveaxis(out, axis, 0).reshape(len(factor), -1)
+        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        same = factor[first[group.reshape(-1)]]
+        if len(first) > 1 and not np.array_equal(factor, same):  # one row for all is no row to take out
+            edges.append((factor, same))
+    return edges
 
 
 def _reason(reasons: list[str], text: str) -> int:

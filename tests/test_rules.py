@@ -363,6 +363,16 @@ CONVOLUTION = {
     ),
 }
 
+CONVOLUTION |= {
+    # the count of groups comes from a shape, an attribute of another name, a literal
+    "groups_of_shape": image(lambda m, x: F.conv2d(x, m.w, groups=x.shape[1]), 8, w=lambda: torch.randn(8, 1, 3, 3)),
+    "groups_of_attribute": image(lambda m, x: F.conv2d(x, m.w, None, 1, 1, 1, m.c), 8, w=parameter(8, 1, 3, 3), c=8),
+    "groups_half_of_shape": image(
+        lambda m, x: F.conv2d(x, m.w, groups=x.shape[1] // 2), 4 + 2, w=parameter(8, 2, 3, 3)
+    ),
+    "groups_literal": image(lambda m, x: F.conv2d(x, m.w, groups=8), 0, w=parameter(8, 1, 3, 3)),
+}
+
 NORM = {
     "batch_norm1d": flat(lambda m, x: F.relu(m.n(x)), 8, n=lambda: nn.BatchNorm1d(8)),
     "batch_norm_tokens": seq(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), 8, n=lambda: nn.BatchNorm1d(8)),
@@ -646,6 +656,19 @@ SHAPE = {
     "channel_shuffle_by_hand": image(
         lambda m, x: x.view(2, m.k, -1, 6, 6).transpose(1, 2).reshape(2, -1, 6, 6), 2 + 4, k=2
     ),
+    # the code says that there are as many channels after the shuffle as before, not that they keep their places
+    "channel_shuffle_sized": image(
+        lambda m, x: x.view(2, 2, x.shape[1] // 2, 6, 6).transpose(1, 2).reshape(2, x.shape[1], 6, 6), 4
+    ),
+    # 2 groups of 8 are dealt, and read in groups again: groups, positions by twos, and the outputs of every group
+    "channel_shuffle_then_groups": image(
+        lambda m, x: m.b(m.s(x)),
+        2 + 4 + 4,
+        width=16,
+        s=lambda: nn.ChannelShuffle(2),
+        b=lambda: nn.Conv2d(16, 8, 1, groups=2),
+    ),
+    "repeated_then_heads": flat(lambda m, x: x.repeat_interleave(3, 1).view(3, m.h, -1).sum(1), 4, after=12, h=2),
     "glu": flat(lambda m, x: F.glu(x), 4, after=4),
     "glu_channels": image(lambda m, x: F.glu(x, 1), 4, after=4),
     "glu_tokens": seq(lambda m, x: F.glu(x, 1), 8),

@@ -71,6 +71,7 @@ class Context:
     leaks: list[Ids] = field(default_factory=list)  # ids whose units get gradients at zero
     attributes: list[tuple[Attribute, Ids]] = field(default_factory=list)  # an attribute counts these ids
     norms: list[NormSite] = field(default_factory=list)
+    counted: list[tuple[SizeUse, Ids]] = field(default_factory=list)  # what code gave as a count, and of what
     met: list[tuple[tuple[int, int], Ids]] = field(default_factory=list)  # spread dims and what they met
     sizes: dict[tuple[int, int], Expr] = field(default_factory=dict)  # (value, dim) -> where its whole size came from
     unknown: dict[str, list[str]] = field(default_factory=dict)  # operator without a rule -> modules
@@ -289,7 +290,12 @@ class Context:
             self.store.mark(dim.ids, mark)
 
     def attribute(self, node: Node, name: str, value: int, label: Label) -> None:
-        """The module's int attribute ``name`` counts these ids; without such an attribute they freeze."""
+        """What the code gave as ``name``, or the module's int attribute of that name, counts these ids; without
+        either they freeze."""
+        said = self.graph.counts.get(node.outputs[0]) if node.outputs[0] is not None else None
+        if said is not None and said.expr.kind != "const":
+            self.counted.append((said, label.ids))
+            return
         if self.graph.attributes.get(node.module, {}).get(name) == value:
             self.attributes.append(((node.module, name, None), label.ids))
         else:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .case import Case
+from .convolutions import CONVOLUTIONS
 
-VISION: dict[str, Case] = {}
+VISION: dict[str, Case] = {**CONVOLUTIONS}
