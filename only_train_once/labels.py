@@ -192,20 +192,27 @@ class LabelStore:
         grid = label.ids.reshape(sizes)
         factors = self._splits.get(key)
         if factors is None:
-            varies = [size > 1 and not (grid == grid.take([0], axis=a)).all() for a, size in enumerate(sizes)]
-            if sum(varies) <= 1:
-                factors = [self._along(grid, a) if v else None for a, v in enumerate(varies)]
-            else:
-                factors = [self.fresh(size, True).ids if v else None for size, v in zip(sizes, varies, strict=True)]
-                corner = tuple(slice(None) if v else 0 for v in varies)
-                self._product(grid[corner], [f for f in factors if f is not None])
-            self._splits[key] = factors
+            factors = self._splits[key] = self._factors(grid)
         zero = label.zero.reshape(sizes)
         result: list[Label | None] = []
         for axis, factor in enumerate(factors):
             others = tuple(a for a in range(len(sizes)) if a != axis)
             result.append(None if factor is None else Label(factor, np.asarray(zero.all(axis=others))))
         return result
+
+    def _factors(self, grid: Ids) -> list[Ids | None]:
+        """The ids of each dim of a grid that nobody has split yet; None along which all is the same."""
+        firsts, places = zip(*(_rows_once(grid, axis) for axis in range(grid.ndim)), strict=True)
+        core = grid[np.ix_(*firsts)]
+        if core.shape != grid.shape:  # rows that are there twice (heads, once for every image) leave together
+            once = self.split(Label(core.reshape(-1), np.ones(core.size, dtype=bool)), core.shape)
+            return [None if f is None else f.ids[p] for f, p in zip(once, places, strict=True)]
+        varies = [size > 1 for size in grid.shape]
+        if sum(varies) <= 1:
+            return [self._along(grid, a) if v else None for a, v in enumerate(varies)]
+        factors = [self.fresh(size, True).ids if v else None for size, v in zip(grid.shape, varies, strict=True)]
+        self._product(grid.squeeze(), [f for f in factors if f is not None])
+        return factors
 
     def merge(self, labels: Sequence[Label | None], sizes: Sequence[int]) -> Label | None:
         """The label of the dim that several dims are merged into, row-major."""
@@ -224,15 +231,18 @@ class LabelStore:
         if len(labelled) == 1:
             return Label(np.ascontiguousarray(grids[0]).reshape(-1), zero.reshape(-1))
         factors = [label.ids for label in labels if label is not None]
-        key = tuple(f.tobytes() for f in factors)
+        # a factor that repeats its ids (heads, once for every image) makes the same entries again
+        once, places = zip(*map(_once, factors), strict=True)
+        key = tuple(f.tobytes() for f in once)
         ids = self._merges.get(key)
-        core = [sizes[a] for a in labelled]
         if ids is None:
-            ids = self._transposed(factors)
+            shape = [len(f) for f in once]
+            ids = self._transposed(list(once))
             if ids is None:
-                ids = self.fresh(math.prod(core), True).ids
-            self._product(ids.reshape(core), factors)  # in this order too, for products are compared as they lie
+                ids = self.fresh(math.prod(shape), True).ids
+            self._product(ids.reshape(shape), list(once))  # in this order too, for products are compared as they lie
             self._merges[key] = ids
+        ids = ids.reshape([len(f) for f in once])[np.ix_(*places)].reshape(-1)
         shape = [sizes[a] if a in labelled else 1 for a in range(len(sizes))]
         full = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), tuple(sizes))).reshape(-1)
         by_axis = dict(zip(labelled, factors, strict=True))
@@ -306,6 +316,25 @@ class LabelStore:
         for ids, mark in self.marks:
             marks[mark][of_id[ids]] = True
         return Solution(of_id, frozen_ids, reason_ids, reasons, products, marks, members, component)
+
+
+def _rows_once(grid: Ids, axis: int) -> tuple[Ids, Ids]:
+    """Where each row along ``axis`` is first, and which of these every row is."""
+    every = np.arange(grid.shape[axis])
+    rows = np.moveaxis(grid, axis, 0).reshape(len(every), -1)
+    if len(np.unique(rows[:, 0])) == len(every):
+        return every, every
+    _, first, places = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[places.reshape(-1)]
+
+
+def _once(ids: Ids) -> tuple[Ids, Ids]:
+    """Each id once, in order of appearance, and where in that every place finds its own."""
+    first, places = _rows_once(ids, 0)
+    return (ids, places) if len(first) == len(ids) else (ids[first], places)
 
 
 def _simplify(

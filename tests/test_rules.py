@@ -669,6 +669,14 @@ SHAPE = {
         b=lambda: nn.Conv2d(16, 8, 1, groups=2),
     ),
     "repeated_then_heads": flat(lambda m, x: x.repeat_interleave(3, 1).view(3, m.h, -1).sum(1), 4, after=12, h=2),
+    # heads are put beside the images, and taken back into the channels without saying how many there were
+    "heads_beside_batch": seq(
+        lambda m, x: (
+            x.view(2, 4, m.h, -1).permute(0, 2, 3, 1).reshape(2 * m.h, -1, 4).tanh().view(2, -1, 4).transpose(1, 2)
+        ),
+        4 + 2,
+        h=4,
+    ),
     "glu": flat(lambda m, x: F.glu(x), 4, after=4),
     "glu_channels": image(lambda m, x: F.glu(x, 1), 4, after=4),
     "glu_tokens": seq(lambda m, x: F.glu(x, 1), 8),
