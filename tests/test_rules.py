@@ -672,10 +672,11 @@ SHAPE = {
     # heads are put beside the images, and taken back into the channels without saying how many there were
     "heads_beside_batch": seq(
         lambda m, x: (
-            x.view(2, 4, m.h, -1).permute(0, 2, 3, 1).reshape(2 * m.h, -1, 4).tanh().view(2, -1, 4).transpose(1, 2)
+            m.b(x).view(2, 4, m.h, -1).flatten(2).transpose(1, 2).reshape(2 * m.h, -1, 4).view(2, -1, 4).transpose(1, 2)
         ),
-        4 + 2,
+        8 + 4 + 2,
         h=4,
+        b=lambda: nn.Linear(8, 8),
     ),
     "glu": flat(lambda m, x: F.glu(x), 4, after=4),
     "glu_channels": image(lambda m, x: F.glu(x, 1), 4, after=4),
