@@ -11,7 +11,8 @@ slicing, chunks and shuffles are then the same array operation on the ids. Two c
 Equalities become classes (connected components). Products over classes are then simplified until nothing
 changes: a factor that is frozen drops out and the entries along it become equal; a product with one factor left is an
 equality; equal factors make equal products and the other way round; of two factorizations of the same entries the
-one that nests in the other is expressed by it, and where none does both are frozen. Every step only adds
+one that nests in the other is expressed by it, and where none does both are frozen; places of a factor that hold the
+same entries become equal. Every step only adds
 constraints. At the end a unit that would take an entry out of a product without one of its factors is frozen.
 What is left are free classes (the units) and product entries, which leave with any of their factors.
 """
@@ -164,6 +165,7 @@ class LabelStore:
     multiples: list[tuple[Ids, int]] = field(default_factory=list)
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
+    _grids: dict[tuple[bytes, ...], Product] = field(default_factory=dict)  # sorted factors -> a product of them
     _reason_index: dict[str, int] = field(default_factory=dict)
     _solved: _Solved = field(default_factory=lambda: _Solved())
 
@@ -198,20 +200,27 @@ class LabelStore:
         grid = label.ids.reshape(sizes)
         factors = self._splits.get(key)
         if factors is None:
-            varies = [size > 1 and not (grid == grid.take([0], axis=a)).all() for a, size in enumerate(sizes)]
-            if sum(varies) <= 1:
-                factors = [self._along(grid, a) if v else None for a, v in enumerate(varies)]
-            else:
-                factors = [self.fresh(size, True).ids if v else None for size, v in zip(sizes, varies, strict=True)]
-                corner = tuple(slice(None) if v else 0 for v in varies)
-                self._product(grid[corner], [f for f in factors if f is not None])
-            self._splits[key] = factors
+            factors = self._splits[key] = self._factors(grid)
         zero = label.zero.reshape(sizes)
         result: list[Label | None] = []
         for axis, factor in enumerate(factors):
             others = tuple(a for a in range(len(sizes)) if a != axis)
             result.append(None if factor is None else Label(factor, np.asarray(zero.all(axis=others))))
         return result
+
+    def _factors(self, grid: Ids) -> list[Ids | None]:
+        """The ids of each dim of a grid that nobody has split yet; None along which all is the same."""
+        firsts, places = zip(*(_rows_once(grid, axis) for axis in range(grid.ndim)), strict=True)
+        core = grid[np.ix_(*firsts)]
+        if core.shape != grid.shape:  # rows that are there twice (heads, once for every image) leave together
+            once = self.split(Label(core.reshape(-1), np.ones(core.size, dtype=bool)), core.shape)
+            return [None if f is None else f.ids[p] for f, p in zip(once, places, strict=True)]
+        varies = [size > 1 for size in grid.shape]
+        if sum(varies) <= 1:
+            return [self._along(grid, a) if v else None for a, v in enumerate(varies)]
+        factors = [self.fresh(size, True).ids if v else None for size, v in zip(grid.shape, varies, strict=True)]
+        self._product(grid.squeeze(), [f for f in factors if f is not None])
+        return factors
 
     def merge(self, labels: Sequence[Label | None], sizes: Sequence[int]) -> Label | None:
         """The label of the dim that several dims are merged into, row-major."""
@@ -230,13 +239,18 @@ class LabelStore:
         if len(labelled) == 1:
             return Label(np.ascontiguousarray(grids[0]).reshape(-1), zero.reshape(-1))
         factors = [label.ids for label in labels if label is not None]
-        key = tuple(f.tobytes() for f in factors)
+        # a factor that repeats its ids (heads, once for every image) makes the same entries again
+        once, places = zip(*map(_once, factors), strict=True)
+        key = tuple(f.tobytes() for f in once)
         ids = self._merges.get(key)
-        core = [sizes[a] for a in labelled]
         if ids is None:
-            ids = self.fresh(math.prod(core), True).ids
-            self._product(ids.reshape(core), factors)
+            shape = [len(f) for f in once]
+            ids = self._transposed(list(once))
+            if ids is None:
+                ids = self.fresh(math.prod(shape), True).ids
+            self._product(ids.reshape(shape), list(once))  # in this order too, for products are compared as they lie
             self._merges[key] = ids
+        ids = ids.reshape([len(f) for f in once])[np.ix_(*places)].reshape(-1)
         shape = [sizes[a] if a in labelled else 1 for a in range(len(sizes))]
         full = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), tuple(sizes))).reshape(-1)
         by_axis = dict(zip(labelled, factors, strict=True))
@@ -245,8 +259,18 @@ class LabelStore:
 
     def _product(self, out: Ids, factors: list[Ids]) -> None:
         self.products.append(Product(out, factors))
+        self._grids.setdefault(tuple(sorted(f.tobytes() for f in factors)), self.products[-1])
         # remember the split, so that taking apart what was put together gives the same ids back
         self._splits.setdefault((np.ascontiguousarray(out).tobytes(), out.shape), list(factors))
+
+    def _transposed(self, factors: list[Ids]) -> Ids | None:
+        """The entries of a product of the same factors in another order (a shuffle): they are the same entries."""
+        key = [f.tobytes() for f in factors]
+        known = self._grids.get(tuple(sorted(key)))
+        if known is None or len(set(key)) != len(key):
+            return None
+        order = [f.tobytes() for f in known.factors]
+        return np.ascontiguousarray(known.out.transpose([order.index(k) for k in key])).reshape(-1)
 
     @staticmethod
     def _along(grid: Ids, axis: int) -> Ids:
@@ -358,6 +382,25 @@ class _Solved:
             p.factors = [step[f] for f in p.factors]
 
 
+def _rows_once(grid: Ids, axis: int) -> tuple[Ids, Ids]:
+    """Where each row along ``axis`` is first, and which of these every row is."""
+    every = np.arange(grid.shape[axis])
+    rows = np.moveaxis(grid, axis, 0).reshape(len(every), -1)
+    if len(np.unique(rows[:, 0])) == len(every):
+        return every, every
+    _, first, places = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[places.reshape(-1)]
+
+
+def _once(ids: Ids) -> tuple[Ids, Ids]:
+    """Each id once, in order of appearance, and where in that every place finds its own."""
+    first, places = _rows_once(ids, 0)
+    return (ids, places) if len(first) == len(ids) else (ids[first], places)
+
+
 def _simplify(
     products: list[Product], frozen: Flags, reason: Ids, number: Callable[[str], int]
 ) -> tuple[list[Product], list[tuple[Ids, Ids]], bool]:
@@ -407,6 +450,7 @@ def _simplify(
                 for other, f in enumerate(p.factors):
                     if other != axis:
                         changed |= freeze(f, why)
+        edges += _alike(p)
         key = tuple(f.tobytes() for f in p.factors)
         twin = by_factors.get(key)
         if twin is not None:
@@ -438,6 +482,22 @@ def _simplify(
         by_out[p.out.tobytes()] = p
         kept.append(p)
     return kept, edges, changed
+
+
+def _alike(product: Product) -> list[tuple[Ids, Ids]]:
+    """Equalities between the places of a factor that hold the same entries (a repeated dim, read another way)."""
+    out = product.out
+    edges: list[tuple[Ids, Ids]] = []
+    entries = np.sort(out, axis=None)
+    if (entries[1:] != entries[:-1]).all():
+        return edges
+    for axis, factor in enumerate(product.factors):
+        rows = np.moveaxis(out, axis, 0).reshape(len(factor), -1)
+        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        same = factor[first[group.reshape(-1)]]
+        if len(first) > 1 and not np.array_equal(factor, same):  # one row for all is no row to take out
+            edges.append((factor, same))
+    return edges
 
 
 def _cuts(shape: Sequence[int]) -> list[int]:

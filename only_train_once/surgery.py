@@ -548,8 +548,15 @@ def _read_sizes_back(module: nn.Module) -> None:
     names = {base.__name__ for base in type(module).__mro__}
     for kind, read in _SIZES:
         if kind in names if isinstance(kind, str) else isinstance(module, kind):
-            with torch.no_grad():
-                sizes = read(module)
+            # In training a spectral norm moves its buffers whenever somebody looks at the weight.
+            modes = [(part, part.training) for part in module.modules()]
+            try:
+                module.eval()
+                with torch.no_grad():
+                    sizes = read(module)
+            finally:
+                for part, mode in modes:
+                    part.training = mode
             for name, value in sizes.items():
                 # A subclass may compute a size as a property; what it has no room for it does not read either.
                 if name in vars(module):

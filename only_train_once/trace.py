@@ -220,6 +220,7 @@ class _Recorder(TorchDispatchMode):
         self.branches: list[Branch] = []
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
+        self.counts: dict[int, SizeUse] = {}
         self.paths = {id(m): path for path, m in model.named_modules()}
         self.names: dict[int, tuple[ValueKind, str]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
@@ -478,6 +479,7 @@ class _Recorder(TorchDispatchMode):
             bases={path: tuple(c.__name__ for c in type(m).__mro__) for path, m in modules.items()},
             uses=tuple(dict.fromkeys(self.uses)),
             equal_parts=tuple(dict.fromkeys(self.equal_parts)),
+            counts=self.counts,
             guards=self.guards,
             calls=tuple(self.calls),
             branches=tuple(self.branches),
@@ -709,6 +711,15 @@ class _FunctionRecorder(TorchFunctionMode):
             self._use(tensor, dim, tensor.shape[dim], expr_of(size), func)
         return result
 
+    def groups(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The count of groups of a convolution, or of a group norm."""
+        name, place = ("num_groups", 1) if func is torch.group_norm else ("groups", 6)
+        given = args[place] if len(args) > place else kwargs.get(name, 1)
+        if isinstance(result, Tensor):
+            value = self.recorder.value_of(result)
+            self.recorder.counts[value] = SizeUse(value, 1, int(given), expr_of(given), self._where(func))
+        return result
+
     def attention(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """Without a given scale the softmax is scaled by the size of the head-dim, which then has to stay."""
         if kwargs.get("scale") is None:
@@ -751,6 +762,10 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.narrow: (t.narrow, torch.narrow),
         mode.getitem: (t.__getitem__,),
         mode.layer_norm: (torch.layer_norm, torch.rms_norm),
+        mode.groups: (
+            torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+            torch.conv_transpose3d, torch.group_norm,
+        ),
         mode.attention: (torch.nn.functional.scaled_dot_product_attention,),
     }  # fmt: skip
     return {func: handler for handler, funcs in table.items() for func in funcs}

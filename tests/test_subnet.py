@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import only_train_once
 from only_train_once import checkpoint
 from only_train_once.errors import NothingPrunableError
 from only_train_once.groups import GroupList, Kind, Role, find_groups
-from only_train_once.inputs import call_model
+from only_train_once.inputs import call_model, copy_module
 from only_train_once.optim import attach
 from only_train_once.optim.selection import nearest_total
 from only_train_once.surgery import construct_subnet
@@ -53,7 +52,7 @@ def test_finds_what_it_should(case: Case, wide: bool) -> None:
 @pytest.mark.parametrize(("case", "wide"), CASES)
 def test_zeroed_full_network_equals_subnet(case: Case, wide: bool) -> None:
     model, inputs, groups = prepared(case, wide)
-    untouched = copy.deepcopy(model)
+    untouched = copy_module(model)
     zero(model, groups, choose(groups))
     before = {name: t.clone() for name, t in model.state_dict().items()}
     subnet, _ = construct_subnet(model, groups)
@@ -65,9 +64,7 @@ def test_zeroed_full_network_equals_subnet(case: Case, wide: bool) -> None:
     if groups.prunable:
         # not vacuous: the removed units did something, and are gone
         with torch.no_grad():
-            full, zeroed = (
-                next(output_tensors(call_model(m.eval(), inputs))) for m in (untouched, copy.deepcopy(model))
-            )
+            full, zeroed = (next(output_tensors(call_model(m.eval(), inputs))) for m in (untouched, copy_module(model)))
         assert not torch.allclose(full, zeroed, rtol=1e-4, atol=1e-5)
         assert sum(p.numel() for p in subnet.parameters()) < sum(p.numel() for p in model.parameters())
 
@@ -77,7 +74,7 @@ def test_subnet_trains_a_step_saves_and_loads(case: Case, wide: bool, tmp_path: 
     model, inputs, groups = prepared(case, wide)
     zero(model, groups, choose(groups))
     subnet, record = construct_subnet(model, groups)
-    trained = copy.deepcopy(subnet).train()
+    trained = copy_module(subnet).train()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     loss_of(trained, inputs).backward()
     optimizer.step()
@@ -106,8 +103,7 @@ def test_removed_units_stay_at_zero_while_training_goes_on(case: Case, wide: boo
         with pytest.raises(NothingPrunableError, match="no group can be pruned"):
             attach(base(model.parameters()), groups, dict(model.named_parameters()), method="hesso")
         return
-    if case is ZOO["frozen_layer"]:
-        model.requires_grad_(True)
+    model.requires_grad_(True)  # nobody zeroes what does not train
     model.train()
     named = dict(model.named_parameters()) | dict(model.named_buffers())
     optimizer = attach(

@@ -187,7 +187,11 @@ def slice_(c: Context, node: Node) -> None:
 def select(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dims = list(c.dims(x))
-    c.freeze(dims.pop(int(node.argument("dim")) % len(dims)), f"one index is picked at {c.graph.where(node)}")
+    picked = dims.pop(int(node.argument("dim")) % len(dims))
+    made = node.outputs[0]
+    read = made in c.consumers or made in c.graph.outputs
+    if read or node.argument("index") != 0:  # `weight[0].numel()` asks for sizes alone
+        c.freeze(picked, f"one index is picked at {c.graph.where(node)}")
     c.set(node, dims)
 
 
