@@ -27,7 +27,7 @@ from .groups import GroupList, PruningGroup, Role, find_groups
 from .inputs import cast_inputs
 from .masking import regions
 from .optim import attach as attach_method
-from .optim.hesso import build_hesso
+from .optim import build
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
@@ -349,7 +349,7 @@ class OTO:
         importance_score_criteria: Any = "default",
         **optimizer_kwargs: Any,
     ) -> torch.optim.Optimizer:
-        """A torch optimizer for the whole model with HESSO attached; see :func:`optim.hesso.build_hesso`.
+        """A torch optimizer for the whole model with HESSO attached; see :class:`optim.Hesso` and :func:`optim.build`.
 
         ``device`` is accepted for scripts of earlier generations and not needed: tensors stay where they are.
         """
@@ -359,7 +359,8 @@ class OTO:
                 "or more, for example pruning_steps=1000, pruning_periods=10",
                 start_pruning_step,
             )
-        return build_hesso(
+        return build(
+            "hesso",
             self._named_tensors(),
             self.groups,
             variant=variant,

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from only_train_once.errors import ConfigurationError, NothingPrunableError, NumericalError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.optim import attach, build_hesso
+from only_train_once.optim import attach, build
 from only_train_once.optim.selection import nearest_total, plan_counts, select, units_for
 from tests.reference.hesso import PaperHesso
 from tests.reference.nets import LayerNormStream, batch, group, loss_of, make, tensors_of
@@ -441,7 +441,7 @@ OTHERS = ["Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", 
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_torch_optimizer_ends_at_zero(name: str) -> None:
     model = make("conv")
-    optimizer = build_hesso(tensors_of(model), model.groups(), variant=name, lr=1e-3, **PLAN)  # type: ignore[operator]
+    optimizer = build("hesso", tensors_of(model), model.groups(), variant=name, lr=1e-3, **PLAN)  # type: ignore[operator]
     train(model, optimizer, "conv", range(40))
     assert optimizer.compute_metrics().num_zero_groups == 7  # type: ignore[attr-defined]
     assert optimizer.removed == optimizer.redundant  # type: ignore[attr-defined]
@@ -792,7 +792,7 @@ def test_groups_that_are_not_trained_are_left_alone() -> None:
 )
 def test_builder_speaks_the_references_names(arguments: dict[str, Any], cls: Any, expected: dict[str, Any]) -> None:
     model = make("conv")
-    optimizer = build_hesso(tensors_of(model), model.groups(), device="cuda", **arguments)  # type: ignore[operator]
+    optimizer = build("hesso", tensors_of(model), model.groups(), device="cuda", **arguments)  # type: ignore[operator]
     assert isinstance(optimizer, cls)
     assert {k: optimizer.param_groups[0][k] for k in expected} == expected
 
@@ -811,4 +811,4 @@ def test_builder_speaks_the_references_names(arguments: dict[str, Any], cls: Any
 def test_builder_refuses_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
     model = make("conv")
     with pytest.raises(ConfigurationError, match=message):
-        build_hesso(tensors_of(model), model.groups(), **arguments)  # type: ignore[operator]
+        build("hesso", tensors_of(model), model.groups(), **arguments)  # type: ignore[operator]

@@ -196,4 +196,4 @@ def weight_norm(c: Context, node: Node) -> None:
     dims[kept] = joined.with_zero(scale.zero if scale is not None else False) if isinstance(joined, Label) else None
     c.ignore(node, v, kept)
     c.from_params.add(node.outputs[0] if node.outputs[0] is not None else -1)
-    _set_with_statistics(c, node, dims)
+    c.set(node, dims)
