@@ -54,12 +54,12 @@ def _grid(d: Draw) -> Tensor:
 
 
 def _patches(d: Draw) -> Tensor:
-    size, frames = d.find("patch_size"), d.find("temporal_patch_size", default=1)
+    size, frames = d.find("patch_size"), d.find("temporal_patch_size", "patch_temporal", default=1)
     return d.normal(BATCH * 24, d.find("in_channels", "num_channels", default=3) * frames * size * size)
 
 
 def _pixels(d: Draw) -> Tensor:
-    if "image_grid_thw" in d.signature:
+    if {"image_grid_thw", "grid_thw"} & set(d.signature):
         return _patches(d)
     if "spatial_shapes" in d.signature:
         return d.normal(BATCH, 16, 3 * d.find("patch_size") ** 2)
