@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .transformers_shrink import IMAGE, MEL, parts
+from .transformers_shrink import IMAGE, MEL, numbers, parts
 
-BATCH, LENGTH = 2, 13
+BATCH, LENGTH, FRAMES = 2, 13, 64
 
 
 class Draw:
@@ -39,6 +39,10 @@ class Draw:
                     return value
         return default
 
+    def special_tokens(self) -> set[int]:
+        fields = [(k, v) for part in parts(self.config) for k, v in vars(part).items() if "token" in k]
+        return {value for _, each in fields for value in numbers(each)}
+
     def image(self) -> tuple[int, ...]:
         size = self.find("image_size", "img_size", default=IMAGE)
         size = (size, size) if isinstance(size, int) else tuple(size)[-2:]
@@ -46,7 +50,26 @@ class Draw:
 
 
 def _ids(d: Draw) -> Tensor:
-    return d.integers(5, 50, BATCH, LENGTH)
+    """No token that means something else than a word."""
+    words = torch.tensor([i for i in range(5, 50) if i not in d.special_tokens()])
+    return words[d.integers(0, len(words), BATCH, LENGTH)]
+
+
+def _mel(d: Draw) -> Tensor:
+    """A spectrogram, in the order that the first operator takes: a convolution over time or anything else."""
+    mel = d.find("num_mel_bins", "n_mel_bins", "num_mel_channels", "mel_dim", default=MEL)
+    first = any(isinstance(m, torch.nn.Conv1d) and m.in_channels == mel for m in d.model.modules())
+    return d.normal(BATCH, mel, FRAMES) if first else d.normal(BATCH, FRAMES, mel)
+
+
+def _hidden(d: Draw) -> Tensor:
+    if "grid_thw" in d.signature:
+        return _patches(d)
+    return d.normal(BATCH, LENGTH, d.find("hidden_size", "d_model", "dim"))
+
+
+def _pixel_mask(d: Draw) -> Tensor:
+    return torch.ones(BATCH, 16) if "spatial_shapes" in d.signature else torch.ones(BATCH, 1, *d.image()[1:]).long()
 
 
 def _grid(d: Draw) -> Tensor:
@@ -75,8 +98,12 @@ _MAKERS: dict[str, Callable[[Draw], Any]] = {
     "pixel_values_videos": lambda d: d.normal(BATCH, d.find("num_frames", default=4), *d.image()),
     "image_grid_thw": _grid,
     "grid_thw": _grid,
-    "hidden_states": _patches,
-    "input_features": lambda d: d.normal(BATCH, d.find("num_mel_bins", default=MEL), 60),
+    "hidden_states": _hidden,
+    "inputs_embeds": _hidden,
+    "input_features": _mel,
+    "input_features_mask": lambda d: torch.ones(BATCH, FRAMES).long(),
+    "feature_attention_mask": lambda d: torch.ones(BATCH, FRAMES).long(),
+    "pixel_attention_mask": _pixel_mask,
     "input_values": lambda d: d.normal(BATCH, 3200),
     "spatial_shapes": lambda d: torch.tensor([[4, 4]] * BATCH),
     "image_sizes": lambda d: torch.tensor([list(d.image()[1:])] * BATCH),
@@ -95,21 +122,30 @@ _ALWAYS = (
 )
 
 
+_SOURCES = (("image", "pixel_values"), ("audio", "input_features"))
+
+
+def _required(signature: Mapping[str, inspect.Parameter]) -> list[str]:
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [name for name, p in signature.items() if p.default is p.empty and p.kind not in kinds]
+
+
 Makers = dict[str, Callable[[Draw], Any] | None]
 
 
 def example(model: PreTrainedModel, seed: int, special: Makers | None = None) -> dict[str, Any]:
     """Inputs for a model by what its forward calls its arguments; ``special`` says otherwise for some of them."""
     d, special = Draw(model, seed), special or {}
-    needed = [
-        n for n, p in d.signature.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
+    needed = _required(d.signature)
+    for kind, source in _SOURCES:
+        if source in d.signature and (features := getattr(model, f"get_{kind}_features", None)):
+            needed += [name for name in _required(inspect.signature(features).parameters) if name in d.signature]
     makers = {name: _MAKERS[name] for name in d.signature if name in _MAKERS and (name in needed or name in _ALWAYS)}
     made = {name: maker(d) for name, maker in {**makers, **special}.items() if maker is not None}
     if missing := set(needed) - set(made):
         raise NotImplementedError(f"no maker for {sorted(missing)}")
     if "input_ids" in made and "input_ids" not in special:
-        for kind, source in (("image", "pixel_values"), ("audio", "input_features")):
+        for kind, source in _SOURCES:
             _place(d, made, kind, source)
     if "mm_token_type_ids" in d.signature and "pixel_values" in made:
         made["mm_token_type_ids"] = (made["input_ids"] == _token(d, "image")).long()

@@ -81,6 +81,8 @@ def build(name: str) -> Network:
     config = special.make() if special.make else CONFIG_MAPPING[name]()
     shrink(config)
     configure(config, EXCEPTIONS)
+    if cls.__name__.endswith("ForSequenceClassification") and config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = 0  # the last word before the padding decides
     torch.manual_seed(0)
     model = cls(config).eval()
     return Network(model, lambda seed: example(model, seed, special.inputs), special.note)

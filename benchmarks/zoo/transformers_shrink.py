@@ -29,19 +29,26 @@ class _Sizes:
     vocabulary: dict[int, int] = field(default_factory=dict)
     token: dict[int, int] = field(default_factory=dict)
 
+    def words(self, value: int) -> int:
+        """A vocabulary; that of a codebook is a power of 2 and stays one."""
+        return (
+            min(value, _CODEBOOK) if value & (value - 1) == 0 and value <= 2048 else self.vocabulary.get(value, value)
+        )
+
 
 _WIDTH = re.compile(
     r"(.*_)?(hidden_sizes?|hidden_dim|dim|dims|d_model|d_ff|ffn_dim|ffn_size|intermediate_size\w*|channels?|n_embd|"
     r"embd_dim|embed_dim|width|d_inner|embedding_size|units|size|inner_dim|inplanes|ffn|dff|proj_size|embds)"
 )
 _NOT_WIDTH = re.compile(
-    r".*(image|patch|window|kernel|vocab|chunk|crop|grid|pool|num_|max_|batch|block|merge|beam|context|stride|"
+    r".*(image|patch|window|kernel|vocab|chunk|crop|grid|pool(?!er_hidden)|num_|max_|batch|block|merge|beam|context|stride|"
     r"sampling|hop|shape|context|mask_size|head_dim|dim_head|roi|train|feat_size|group_size|conv_L|padding|reduc|step|"
     r"background|codebook_size|state_size|d_state|position_embedding_size|generation|frame_size|spec_size|"
     r"unit_size|canvas|n_fft|in_channels_|audio_channels).*|scale|expand"
 )
 _TOKEN = re.compile(r".*(_id|_ids|_token_index|_idx)|.*token_id.*")
 _VOCABULARY = re.compile(r".*vocab_size.*|codebook_size|n_codes_total")
+_CODEBOOK = 64  # a power of 2 stays one
 _LAYERS = re.compile(
     r"(.*_)?(num_\w*layers|layers|n_layers?|depth|num_blocks|num_layers_\w+)|num_hidden_groups|n_attn_blocks|\w+_num_layers"
 )
@@ -59,6 +66,7 @@ _FIXED: tuple[tuple[str, int], ...] = (  # (field, at most); first match wins
     (r".*qk_rope_head_dim", 8), (r".*qk_nope_head_dim", 16), (r".*v_head_dim", 12), (r".*index_head_dim", 16),
     (r"linear_key_head_dim|linear_head_dim", 8), (r"qk_head_dim", 24),
     (r"(.*_)?(head_dim|d_kv|dim_head|d_head|kv_channels|attention_head_size)", 16),
+    (r"rotary_dim", 8),
     (r"num_experts_per_tok\w*|moe_k|moe_top_?k|top_?k|num_selected_experts|moe_topk", 2),
     (r"topk_group", 1), (r"n_group|num_expert_group", 2),
     (r".*shared_experts?|num_dense_layers|first_k_dense_replace|moe_num_shared_experts|prefix_dense\w*", 1),
@@ -85,13 +93,13 @@ def shrink(config: PretrainedConfig) -> None:
     widths, vocabularies, tokens = set(), set(), set()
     for part in tree:
         for key, value in vars(part).items():
-            numbers = list(_numbers(value))
+            found = list(numbers(value))
             if _is_width(key):
-                widths.update(n for n in numbers if n >= 24)
+                widths.update(n for n in found if n >= 24)
             elif _VOCABULARY.fullmatch(key):
-                vocabularies.update(n for n in numbers if n >= 64)
+                vocabularies.update(n for n in found if n >= 64)
             elif _TOKEN.fullmatch(key):
-                tokens.update(n for n in numbers if n >= 20)
+                tokens.update(n for n in found if n >= 20)
     sizes.width = {value: 32 + 16 * rank for rank, value in enumerate(sorted(widths))}
     sizes.vocabulary = {value: 99 + 12 * rank for rank, value in enumerate(sorted(vocabularies))}
     sizes.token = {value: 98 - rank for rank, value in enumerate(sorted(tokens, reverse=True))}
@@ -103,12 +111,12 @@ def _is_width(key: str) -> bool:
     return bool(_WIDTH.fullmatch(key)) and not _NOT_WIDTH.fullmatch(key)
 
 
-def _numbers(value: Any) -> Iterator[int]:
+def numbers(value: Any) -> Iterator[int]:
     if isinstance(value, int) and not isinstance(value, bool):
         yield value
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _numbers(each)
+            yield from numbers(each)
 
 
 def _map(value: Any, function: Callable[[int], int]) -> Any:
@@ -138,9 +146,9 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
             chosen
             and _TAPS.fullmatch(key)
             and isinstance(value, (list, tuple))
-            and max(_numbers(value), default=0) >= len(chosen)
+            and max(numbers(value), default=0) >= len(chosen)
         ):
-            top = len(chosen) - (0 if "out_indices" in key else 1)
+            top = len(chosen) - (0 if key in ("_out_indices", "out_indices") else 1)
             after[key] = type(value)(max(top - len(value) + 1 + i, 0) for i in range(len(value)))
         elif (
             chosen
@@ -152,7 +160,7 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
         elif key in ("layer_types", "mlp_layer_types"):
             pass
         elif _VOCABULARY.fullmatch(key):
-            after[key] = _map(value, lambda n: sizes.vocabulary.get(n, n))
+            after[key] = _map(value, sizes.words)
         elif _TOKEN.fullmatch(key):
             after[key] = _map(value, lambda n: sizes.token.get(n, n))
         elif fixed := next((most for pattern, most in _FIXED_RE if pattern.fullmatch(key)), None):
@@ -174,6 +182,7 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
     for key, value in after.items():
         setattr(part, key, value)
     _fix_rope(part, before)
+    _fix_stages(part)
     if hasattr(part, "use_cache"):
         part.use_cache = False
 
@@ -207,6 +216,10 @@ def _fix(before: dict[str, Any], after: dict[str, Any]) -> None:
             for hidden in ("hidden_size", "d_model"):
                 if both(head, heads, hidden) and before[head] * before[heads] == before[hidden]:
                     after[head] = after[hidden] // after[heads]
+    if before.get("head_dim", 0) is None and both("hidden_size", "num_attention_heads"):
+        after["head_dim"] = after["hidden_size"] // after["num_attention_heads"]
+    if both("head_dim", "qk_rope_head_dim") and before["head_dim"] == before["qk_rope_head_dim"]:
+        after["head_dim"] = after["qk_rope_head_dim"]  # there it says how many positions are rotated
     if both("qk_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"):
         after["qk_head_dim"] = after["qk_nope_head_dim"] + after["qk_rope_head_dim"]
     for heads, head in (
@@ -222,6 +235,14 @@ def _fix(before: dict[str, Any], after: dict[str, Any]) -> None:
         ):
             after[heads] = 4
             after[head] = int(expand * after["hidden_size"]) // 4
+
+
+def _fix_stages(part: PretrainedConfig) -> None:
+    """A backbone names its stages; where they are its layers, there are fewer now."""
+    count, names = getattr(part, "num_hidden_layers", None), getattr(part, "stage_names", None)
+    if names and count and len(names) > count + 1 and all(name.startswith(("stem", "stage")) for name in names):
+        part.stage_names = names[: count + 1]
+        part._out_features = [names[i] for i in part._out_indices]
 
 
 def _fix_rope(part: PretrainedConfig, before: dict[str, Any]) -> None:
