@@ -49,7 +49,7 @@ class Draw:
         return (self.find("num_channels", default=3), *size)
 
 
-def _ids(d: Draw) -> Tensor:
+def words(d: Draw) -> Tensor:
     """No token that means something else than a word."""
     words = torch.tensor([i for i in range(5, 50) if i not in d.special_tokens()])
     return words[d.integers(0, len(words), BATCH, LENGTH)]
@@ -92,8 +92,8 @@ def _pixels(d: Draw) -> Tensor:
 
 
 _MAKERS: dict[str, Callable[[Draw], Any]] = {
-    "input_ids": _ids,
-    "decoder_input_ids": _ids,
+    "input_ids": words,
+    "decoder_input_ids": words,
     "pixel_values": _pixels,
     "pixel_values_videos": lambda d: d.normal(BATCH, d.find("num_frames", default=4), *d.image()),
     "image_grid_thw": _grid,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .transformers_exceptions import Exception_
-from .transformers_inputs import BATCH, LENGTH, Draw
+from .transformers_inputs import BATCH, LENGTH, Draw, words
 from .transformers_shrink import MEL
 
 Maker = Callable[[Draw], Any]
@@ -33,13 +33,14 @@ def _packed(*values: Any) -> Maker:
     return lambda d: torch.tensor(list(values))
 
 
-def _tokens(kind: str, count: int) -> Maker:
-    """Ids with ``count`` places for images (or sounds) in each of the sequences."""
+def _tokens(*places: tuple[str, int]) -> Maker:
+    """Words around so many places for images, sounds, ... in every sequence."""
 
     def make(d: Draw) -> Tensor:
-        ids = d.integers(5, 50, BATCH, LENGTH + count)
-        ids[:, 3 : 3 + count] = d.find(f"{kind}_token_id", f"{kind}_token_index")
-        return ids
+        tokens = [
+            token for kind, count in places for token in [d.find(f"{kind}_token_id", f"{kind}_token_index")] * count
+        ]
+        return torch.cat([words(d)[:, :3], torch.tensor([tokens] * BATCH), words(d)[:, 3:]], 1)
 
     return make
 
@@ -48,11 +49,31 @@ def _mask(ones: int, zeros: int) -> Maker:
     return _same(*[1] * ones, *[0] * zeros)
 
 
-_SPECTROGRAM: dict[str, Maker | None] = {"input_features": _normal(64, MEL)}  # time before frequency
 _PACKED_IMAGES: dict[str, Maker | None] = {
     "pixel_values": lambda d: d.normal(1, 3, 8, BATCH * 64 * 8),
     "target_sizes": _same(8, 8),
 }
+
+
+def _points(d: Draw) -> Tensor:
+    """Two points in one object of every image."""
+    return d.normal(BATCH, 1, 2, 2).sigmoid() * 60
+
+
+def _flattened(d: Draw) -> Tensor:
+    """A row and a column in front of every patch."""
+    places = torch.cartesian_prod(torch.arange(1, 4), torch.arange(1, 6)).float()
+    return torch.cat([places.expand(BATCH, -1, -1), d.normal(BATCH, 15, d.find("patch_embed_hidden_size"))], 2)
+
+
+_PERCEPTION = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "ref_feat_shape": (8, 8)}
+_RATIOS = (("long", 7), ("mid", 5), ("short", 3))
+_INTRACLASS = {
+    "reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0],
+    **{f"vertical_long_to_small_conv_{r}ratio": [[k, 1], 1, [k // 2, 0]] for r, k in _RATIOS},
+    **{f"horizontal_small_to_long_conv_{r}ratio": [[1, k], 1, [0, k // 2]] for r, k in _RATIOS},
+    **{f"symmetric_conv_long_{r}ratio": [[k, k], 1, [k // 2, k // 2]] for r, k in _RATIOS},
+}  # fmt: skip
 
 EXCEPTIONS: dict[str, Exception_] = {
     "mask2former": Exception_(config={"feature_size": 64, "hidden_dim": 64, "mask_feature_size": 64}),
@@ -72,9 +93,14 @@ EXCEPTIONS: dict[str, Exception_] = {
     "minicpm_ocr_vision": Exception_(inputs=_PACKED_IMAGES),
     "minicpmv4_6_vision": Exception_(config={"insert_layer_id": 0}, inputs=_PACKED_IMAGES),
     "minicpmv4_7_vision": Exception_(config={"insert_layer_id": 0}, inputs=_PACKED_IMAGES),
-    "minicpm_ocr": Exception_(config={"image_token_id": 98}, inputs=_PACKED_IMAGES),
-    "minicpmv4_6": Exception_(config={"image_token_id": 98, "insert_layer_id": 0}, inputs=_PACKED_IMAGES),
-    "minicpmv4_7": Exception_(config={"image_token_id": 98, "insert_layer_id": 0}, inputs=_PACKED_IMAGES),
+    "minicpm_ocr": Exception_(
+        config={"image_token_id": 98}, inputs={**_PACKED_IMAGES, "input_ids": _tokens(("image", 16))}),
+    "minicpmv4_6": Exception_(
+        config={"image_token_id": 98, "insert_layer_id": 0},
+        inputs={**_PACKED_IMAGES, "input_ids": _tokens(("image", 4))}),
+    "minicpmv4_7": Exception_(
+        config={"image_token_id": 98, "insert_layer_id": 0},
+        inputs={**_PACKED_IMAGES, "input_ids": _tokens(("image", 4))}),
     "ministral": Exception_(config={"head_dim": 8}),
     "mistral4": Exception_(config={"head_dim": 24, "rope_parameters.partial_rotary_factor": 8 / 24}),
     "mistral_large4_text": Exception_(config={"head_dim": 24, "rope_parameters.partial_rotary_factor": 8 / 24}),
@@ -86,13 +112,13 @@ EXCEPTIONS: dict[str, Exception_] = {
     "mllama_vision_model": Exception_(config={
         "vision_output_dim": lambda c: c.hidden_size * (1 + len(c.intermediate_layers_indices))}, inputs={
         "pixel_values": _normal(1, 4, 3, 64, 64), "aspect_ratio_ids": _ones(1), "aspect_ratio_mask": _ones(1, 4)}),
-    "modernvbert": Exception_(inputs={"pixel_values": _normal(1, 3, 64, 64), "input_ids": _tokens("image", 4)}),
+    "modernvbert": Exception_(inputs={"pixel_values": _normal(1, 3, 64, 64), "input_ids": _tokens(("image", 4))}),
     "molmo2": Exception_(
         config={"adapter_config.vision_feature_layer": [1, 0], "adapter_config.text_hidden_size": 64,
                 "text_config.additional_vocab_size": 8},
         inputs={
             "pixel_values": _normal(64, 192), "image_token_pooling": lambda d: d.integers(0, 128, 8, 4),
-            "image_grids": _same(0, 0, 2, 2), "image_num_crops": _packed(1, 1), "input_ids": _tokens("image", 4),
+            "image_grids": _same(0, 0, 2, 2), "image_num_crops": _packed(1, 1), "input_ids": _tokens(("image", 4)),
         },
     ),
     "molmo2_adapter": Exception_(inputs={
@@ -104,43 +130,190 @@ EXCEPTIONS: dict[str, Exception_] = {
         "input_ids": lambda d: d.integers(0, 99, BATCH, 7), "last_hidden_state": _normal(7, 64)}),
     "moss_transcribe_diarize": Exception_(inputs={
 
-        "input_features_mask": _mask(56, 4), "padding_mask": _ones(480), "input_ids": _tokens("audio", 7)}),
+        "input_features": _normal(MEL, 60), "input_features_mask": _mask(56, 4), "padding_mask": _ones(480), "input_ids": _tokens(("audio", 7))}),
     "muse_glimmer": Exception_(config={"out_hidden_size": 192}),
     "muse_glimmer_assistant": Exception_(config={"sliding_window": 64}, inputs={
         "noise_embeds": _normal(16, 32), "context_hidden_states": _normal(5, 32)}),
     "muse_spark": Exception_(
         config={"out_hidden_size": 384},
-        inputs={"input_values": _normal(48 * 40), "input_ids": _tokens("image", 6)}),
+        inputs={"input_values": _normal(48 * 40), "input_ids": _tokens(("image", 6), ("audio", 40))}),
     "muse_spark_audio": Exception_(inputs={"input_values": _normal(48 * 40)}),
-    "musicflamingo": Exception_(inputs={"input_features_mask": _ones(60), "input_ids": _tokens("audio", 15)}),
+    "musicflamingo": Exception_(inputs={
+        "input_features": _normal(MEL, 60), "input_features_mask": _ones(60), "input_ids": _tokens(("audio", 15))}),
     "musicgen": Exception_(cls="MusicgenForConditionalGeneration"),
     "musicgen_melody": Exception_(cls="MusicgenMelodyForConditionalGeneration"),
     "musicgen_decoder": Exception_(inputs={"input_ids": lambda d: d.integers(5, 50, 4 * BATCH, LENGTH)}),
     "musicgen_melody_decoder": Exception_(inputs={"input_ids": lambda d: d.integers(5, 50, 4 * BATCH, LENGTH)}),
     "nemotron": Exception_(config={"num_key_value_heads": 2}),
-    "nemotron3_5_asr": Exception_(inputs=_SPECTROGRAM),
-    "nemotron3_5_transcribe_asr_audio": Exception_(inputs=_SPECTROGRAM),
-    "nemotron3_5_transcribe_audio": Exception_(inputs=_SPECTROGRAM),
     "nemotron3_5_transcribe_word_timestamp": Exception_(inputs={"inputs_embeds": _normal(8, 48)}),
-    "nemotron3_diarization": Exception_(inputs=_SPECTROGRAM),
-    "nemotron3_diarization_audio": Exception_(inputs=_SPECTROGRAM),
-    "nemotron_asr_streaming": Exception_(inputs=_SPECTROGRAM),
-    "nemotron_asr_streaming_encoder": Exception_(inputs=_SPECTROGRAM),
     "nemo_speechlm": Exception_(inputs={
-        **_SPECTROGRAM, "input_features_mask": _ones(64), "input_ids": _tokens("audio", 8)}),
+        "input_ids": _tokens(("audio", 8))}),
     "nemotron_h_omni": Exception_(config={"image_token_id": 98}, inputs={
         "pixel_values": lambda d: d.normal(BATCH * 16, 192), "image_grid_hw": _same(4, 4),
-        "input_ids": _tokens("image", 4)}),
+        "input_ids": _tokens(("image", 4))}),
     "neomme": Exception_(config={"embedding_rank": 24}, inputs={
-        "pixel_values": lambda d: d.normal(BATCH * 4, 192), "input_ids": _tokens("image", 4)}),
-    "neucodec": Exception_(config={"encoder_hidden_size": 4}, inputs={
+        "pixel_values": lambda d: d.normal(BATCH * 4, 192), "input_ids": _tokens(("image", 4))}),
+    "neucodec": Exception_(config={
+        "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size}, inputs={
         "input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
-    "nougat": Exception_(
-        cls="VisionEncoderDecoderModel", config={"decoder.is_decoder": True, "decoder.add_cross_attention": True}),
-    "parakeet_ctc": Exception_(inputs=_SPECTROGRAM),
-    "parakeet_encoder": Exception_(inputs=_SPECTROGRAM),
-    "parakeet_rnnt": Exception_(inputs=_SPECTROGRAM),
-    "parakeet_tdt": Exception_(inputs=_SPECTROGRAM),
     "radio": Exception_(config={"patch_dim": 192, "video_patch_dim": 384}),
+    "omdet-turbo": Exception_(config={"encoder_in_channels": [192, 384, 768]}, inputs={
+        "classes_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, 7),
+        "classes_attention_mask": lambda d: torch.ones(2 * BATCH, 7).long(),
+        "tasks_input_ids": lambda d: d.integers(5, 50, BATCH, 7), "tasks_attention_mask": _ones(7),
+        "classes_structure": _packed(2, 2)}),
+    "oneformer": Exception_(config={"conv_dim": 64, "hidden_dim": 64, "mask_dim": 64}, inputs={
+        "task_inputs": lambda d: d.integers(5, 50, BATCH, 77)}),
+    "openai-gpt": Exception_(config={"pad_token_id": 0}),
+    "ovis2": Exception_(config={"hidden_size": lambda c: c.text_config.hidden_size}),
+    "paddleocr_vl": Exception_(inputs={
+        "pixel_values": lambda d: d.normal(BATCH * 24, 3, 8, 8), "input_ids": _tokens(("image", 6))}),
+    "paddleocr_vl_vision": Exception_(inputs={
+        "pixel_values": lambda d: d.normal(1, BATCH * 24, 3, 8, 8), "grid_thw": _same(1, 4, 6)}),
+    "paddleocr_vl_text": Exception_(config={"rope_parameters.mrope_section": [2, 3, 3]}),
+    "patchtsmixer": Exception_(
+        cls="PatchTSMixerForPrediction", config={"num_input_channels": 3, "d_model": 16},
+        inputs={"past_values": _normal(32, 3)}),
+    "patchtst": Exception_(
+        cls="PatchTSTForPrediction", config={"num_input_channels": 3, "do_mask_input": False, "patch_length": 4, "patch_stride": 4},
+        inputs={"past_values": _normal(32, 3)}),
+    "pe_audio": Exception_(inputs={"input_values": _normal(1, 3840)}),
+    "pe_audio_encoder": Exception_(inputs={"input_values": _normal(1, 3840)}),
+    "pe_audio_video": Exception_(inputs={
+        "input_values": _normal(1, 3840), "pixel_values_videos": _normal(3, 3, 64, 64)}),
+    "pe_audio_video_encoder": Exception_(inputs={
+        "input_values": _normal(1, 3840), "pixel_values_videos": _normal(3, 3, 64, 64)}),
+    "pe_video": Exception_(inputs={"pixel_values_videos": _normal(3, 3, 64, 64)}),
+    "pe_video_encoder": Exception_(
+        config={"vision_config.model_args": _PERCEPTION}, inputs={"pixel_values_videos": _normal(3, 3, 64, 64)}),
+    "perception_lm": Exception_(
+        config={"vision_config.architecture": "vit_pe_core_large_patch14_336", "vision_config.model_args": _PERCEPTION},
+        inputs={"pixel_values": _normal(1, 3, 64, 64), "input_ids": _tokens(("image", 64))}),
+    "phi4_multimodal_audio": Exception_(config={"input_size": 80}, inputs={"hidden_states": _normal(64, 80), "mask": _ones(64)}),
+    "pi0": Exception_(inputs={
+        "state": _normal(32), "noise": _normal(8, 32), "timestep": lambda d: d.normal(BATCH).sigmoid(),
+        "pixel_values": _normal(1, 3, 64, 64), "pixel_attention_mask": _ones(1), "attention_mask": _ones(LENGTH + 64),
+        "input_ids": _tokens(("image", 64))}),
+    "pix2struct": Exception_(inputs={"flattened_patches": _flattened}),
+    "pix2struct_vision_model": Exception_(
+        config={"patch_embed_hidden_size": 48}, inputs={"flattened_patches": _flattened}),
+    "pix2struct_text_model": Exception_(config={"initializer_range": 0.02}),
+    "pocket_tts_audio_tokenizer": Exception_(
+        config={"num_filters": 4, "upsample_groups": lambda c: c.hidden_size}, inputs={"input_values": _normal(1, 3840)}),
+    "pocket_tts_audio_tokenizer_encoder": Exception_(
+        config={"num_filters": 4, "upsample_groups": lambda c: c.hidden_size}, inputs={"input_values": _normal(1, 3840)}),
+    "pocket_tts_audio_tokenizer_decoder": Exception_(
+        config={"num_filters": 4, "upsample_groups": lambda c: c.hidden_size},
+        inputs={"latents": lambda d: d.normal(BATCH, d.config.latent_dim, 6)}),
+    "pop2piano": Exception_(inputs={"input_ids": None, "input_features": _normal(LENGTH, 32)}),
+    "pp_chart2table_vision": Exception_(cls="got_ocr2.modeling_got_ocr2:GotOcr2VisionEncoder"),
+    "pp_doclayout_v2": Exception_(config={
+        "reading_order_config.max_2d_position_embeddings": 1024, "class_thresholds": [0.5, 0.5], "class_order": [1, 0]}),
+    "pp_lcnet_v4": Exception_(config={
+        "block_configs": [
+            [[3, 32, 32, 1, True]], [[3, 32, 32, 1, False]], [[3, 32, 48, [2, 1], False], [3, 48, 48, 1, True]],
+            [[3, 48, 64, [2, 1], False]]],
+        "stem_channels": [3, 16, 32], "depths": [1, 1, 2, 1], "stage_out_channels": [32, 32, 48, 64]}),
+    "pp_ocrv5_mobile_rec": Exception_(inputs={"pixel_values": _normal(3, 96, 160)}),
+    "pp_ocrv5_server_det": Exception_(config={
+        "intraclass_block_config": _INTRACLASS, "scale_factor_list": [1, 2, 4, 8], "kernel_list": [3, 2, 2]}),
+    "pp_ocrv6_small_det": Exception_(config={
+        "backbone_config.out_indices": [1, 2, 3, 4], "layer_list_out_channels": [32, 32, 48, 64]}),
+    "pp_ocrv6_medium_det": Exception_(config={
+        "backbone_config.out_indices": [1, 2, 3, 4],
+        "intraclass_block_config": _INTRACLASS, "scale_factor_list": [1, 2, 4, 8], "kernel_list": [3, 2, 2]}),
+    "prompt_depth_anything": Exception_(inputs={"prompt_depth": lambda d: d.normal(BATCH, 1, 32, 32).abs()}),
+    "qwen2_5_omni_audio_encoder": Exception_(config={"n_window": 10}, inputs={
+        "input_features": lambda d: d.normal(MEL, 120), "feature_lens": _packed(60, 60),
+        "aftercnn_lens": _packed(30, 30)}),
+    "qwen2_5_omni_bigvgan": Exception_(
+        config={"upsample_initial_channel": 256}, inputs={"mel_spectrogram": _normal(MEL, 10)}),
+    "qwen2_5_omni_dit": Exception_(inputs={
+        "hidden_states": _normal(12, MEL), "condition_vector": _normal(12, MEL), "speaker_embedding": _normal(12, 80),
+        "quantized_code": lambda d: d.integers(0, 99, BATCH, 6), "time_step": lambda d: torch.tensor(0.3),
+        "apply_cfg": lambda d: False}),
+    "qwen2_5_omni_token2wav": Exception_(inputs={
+        "code": lambda d: d.integers(0, 99, BATCH, 6), "conditioning": _normal(80), "reference_mel": _normal(20, MEL),
+        "num_steps": lambda d: 2}),
+    "qwen2_5_omni_talker": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}, inputs={
+        "thinker_reply_part": _normal(2, 32), "position_ids": lambda d: torch.arange(LENGTH).expand(3, BATCH, -1)}),
+    "qwen2_5_omni_vision_encoder": Exception_(config={"window_size": 32}),
+    "qwen2_5_vl_vision": Exception_(config={"window_size": 32}),
+    "qwen2_5_vl": Exception_(config={
+        "vision_config.out_hidden_size": 64, "text_config.hidden_size": 64,
+        "text_config.rope_parameters.mrope_section": [2, 3, 3]}),
+    "qwen2_vl": Exception_(config={
+        "vision_config.hidden_size": 64, "text_config.hidden_size": 64,
+        "text_config.rope_parameters.mrope_section": [2, 3, 3]}),
+    "qwen2_audio": Exception_(inputs={
+        "input_features": _normal(MEL, 60), "feature_attention_mask": _ones(60), "input_ids": _tokens(("audio", 15))}),
+    "qwen3_5": Exception_(config={"vision_config.out_hidden_size": lambda c: 64}),
+    "qwen3_omni_moe_talker_text": Exception_(config={"shared_expert_intermediate_size": 32}),
+    "qwen3_omni_moe_talker_code_predictor": Exception_(inputs={"input_ids": None, "inputs_embeds": _normal(3, 32)}),
+    "rag": Exception_(config={"n_docs": 2}, inputs={
+        "context_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, LENGTH),
+        "context_attention_mask": lambda d: torch.ones(2 * BATCH, LENGTH).long(), "doc_scores": _normal(2)}),
+    "reformer": Exception_(config={
+        "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 8], "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4, "num_buckets": 2, "hash_seed": 0}, inputs={
+        "input_ids": lambda d: d.integers(5, 50, BATCH, 16)}),
+    "rf_detr": Exception_(),
+    "sam_prompt_encoder": Exception_(config={"image_embedding_size": 8}),
+    "sam_hq_prompt_encoder": Exception_(config={"image_embedding_size": 8}),
+    "sam": Exception_(inputs={"input_points": _points}),
+    "sam_hq": Exception_(inputs={"input_points": _points}),
+    "sam2_hiera_det_model": Exception_(config={
+        "hidden_size": 32, "embed_dim_per_stage": [32, 48, 64, 96], "global_attention_blocks": [3]}),
+    "sam2_vision_model": Exception_(config={
+        "backbone_channel_list": [96, 64, 48, 32], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}),
+    "sam2_prompt_encoder": Exception_(config={"patch_size": 16}),
+    "sam2_video_prompt_encoder": Exception_(config={"patch_size": 16}),
+    "sam2": Exception_(inputs={"input_points": _points}),
+    "sam2_video": Exception_(inputs={"input_points": _points}),
+    "sam3_tracker": Exception_(config={"vision_config.backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]},
+        inputs={"input_points": _points}),
+    "sam3_detr_encoder": Exception_(inputs={
+        "vision_features": lambda d: [d.normal(BATCH, 32, 4, 4)], "text_features": _normal(5, 32),
+        "vision_pos_embeds": lambda d: [d.normal(BATCH, 32, 4, 4)]}),
+    "sam3_detr_decoder": Exception_(inputs={
+        "vision_features": _normal(16, 32), "text_features": _normal(5, 32), "vision_pos_encoding": _normal(16, 32),
+        "spatial_shapes": lambda d: torch.tensor([[4, 4]])}),
+    "sam3_mask_decoder": Exception_(inputs={
+        "decoder_queries": _normal(7, 32), "encoder_hidden_states": _normal(16, 32),
+        "backbone_features": lambda d: [d.normal(BATCH, 32, n, n) for n in (16, 8, 4)]}),
+    "seggpt": Exception_(cls="SegGptForImageSegmentation", inputs={
+        "pixel_values": _normal(3, 32, 64), "prompt_pixel_values": _normal(3, 32, 64), "prompt_masks": _normal(3, 32, 64)}),
+    "shieldgemma2": Exception_(config={"mm_tokens_per_image": 16}),
+    "t5gemma2_encoder": Exception_(config={"mm_tokens_per_image": 16}),
+    "t5gemma2_text": Exception_(config={"dropout_rate": 0.0}),
+    "t5gemma2_decoder": Exception_(config={"dropout_rate": 0.0}),
+    "speech-encoder-decoder": Exception_(inputs={"input_features": None}),
+    "speech_to_text": Exception_(inputs={"input_features": _normal(60, MEL)}),
+    "speecht5_hifigan": Exception_(inputs={"spectrogram": _normal(10, 32)}),
+    "step3p5": Exception_(config={"sliding_window": 8}),
+    "superpoint": Exception_(config={"keypoint_decoder_dim": 65}),
+    "superglue": Exception_(inputs={"pixel_values": _normal(2, 3, 64, 64)}),
+    "qwen2_5_omni_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
+    "qwen2_5_vl_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
+    "qwen2_vl_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
 }  # fmt: skip
-NOT_RUNNABLE: dict[str, str] = {}
+for _name in ("detr_encoder", "detr_decoder", "mask_decoder"):
+    EXCEPTIONS[f"sam3_lite_text_{_name}"] = EXCEPTIONS[f"sam3_{_name}"]
+
+_PARTS = {  # plain modules inside of a model that is run
+    "sam_mask_decoder": "SamModel", "sam_prompt_encoder": "SamModel",
+    "sam_hq_mask_decoder": "SamHQModel", "sam_hq_prompt_encoder": "SamHQModel",
+    "sam2_mask_decoder": "Sam2Model", "sam2_prompt_encoder": "Sam2Model",
+    "sam2_video_mask_decoder": "Sam2Model", "sam2_video_prompt_encoder": "Sam2Model",
+    "sam3_geometry_encoder": "Sam3Model", "sam3_lite_text_geometry_encoder": "Sam3LiteTextModel",
+    "sam3_tracker_mask_decoder": "Sam3TrackerModel", "sam3_tracker_prompt_encoder": "Sam3TrackerModel",
+    "sam3_tracker_video_mask_decoder": "Sam3TrackerModel", "sam3_tracker_video_prompt_encoder": "Sam3TrackerModel",
+    "sapiens2_head": "Sapiens2ForSemanticSegmentation",
+}  # fmt: skip
+NOT_RUNNABLE: dict[str, str] = {
+    "nougat": "its configuration names the model type donut_swin, which transformers registers as donut-swin: "
+    "NougatConfig() raises",
+    "qwen2_5_omni": "has no forward, only generate; its parts are types of their own",
+    "qwen3_omni_moe": "has no forward, only generate; its parts are types of their own",
+    **{name: f"no class of its own; a part of {whole}" for name, whole in _PARTS.items()},
+}
