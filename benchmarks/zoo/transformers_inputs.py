@@ -39,7 +39,12 @@ class Draw:
                     return value
         return default
 
-    def special_tokens(self) -> set[int]:
+    def words(self, *shape: int) -> Tensor:
+        """No token that means something else than a word."""
+        words = torch.tensor([i for i in range(5, 50) if i not in self._special_tokens()])
+        return words[self.integers(0, len(words), *shape)]
+
+    def _special_tokens(self) -> set[int]:
         fields = [(k, v) for part in parts(self.config) for k, v in vars(part).items() if "token" in k]
         return {value for _, each in fields for value in numbers(each)}
 
@@ -50,9 +55,7 @@ class Draw:
 
 
 def _ids(d: Draw) -> Tensor:
-    """No token that means something else than a word."""
-    words = torch.tensor([i for i in range(5, 50) if i not in d.special_tokens()])
-    return words[d.integers(0, len(words), BATCH, LENGTH)]
+    return d.words(BATCH, LENGTH)
 
 
 def _mel(d: Draw) -> Tensor:
@@ -138,7 +141,7 @@ def example(model: PreTrainedModel, seed: int, special: Makers | None = None) ->
     d, special = Draw(model, seed), special or {}
     needed = _required(d.signature)
     for kind, source in _SOURCES:
-        if source in d.signature and (features := getattr(model, f"get_{kind}_features", None)):
+        if source in d.signature and (features := _features(d, kind)):
             needed += [name for name in _required(inspect.signature(features).parameters) if name in d.signature]
     makers = {name: _MAKERS[name] for name in d.signature if name in _MAKERS and (name in needed or name in _ALWAYS)}
     made = {name: maker(d) for name, maker in {**makers, **special}.items() if maker is not None}
@@ -156,9 +159,15 @@ def _token(d: Draw, kind: str) -> int | None:
     return d.find(f"{kind}_token_id", f"{kind}_token_index")
 
 
+def _features(d: Draw, kind: str) -> Callable[..., Any] | None:
+    """What makes the vectors of an image; a wrapper leaves it to the network inside."""
+    found = (getattr(module, f"get_{kind}_features", None) for module in (d.model, *d.model.children()))
+    return next((each for each in found if each is not None), None)
+
+
 def _place(d: Draw, made: dict[str, Any], kind: str, source: str) -> None:
     """Give ``input_ids`` a token for every vector that the model makes of the images (or sounds)."""
-    token, features = _token(d, kind), getattr(d.model, f"get_{kind}_features", None)
+    token, features = _token(d, kind), _features(d, kind)
     if token is None or features is None or source not in made:
         return
     accepted = inspect.signature(features).parameters
