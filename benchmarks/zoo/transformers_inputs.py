@@ -39,7 +39,12 @@ class Draw:
                     return value
         return default
 
-    def special_tokens(self) -> set[int]:
+    def words(self, *shape: int) -> Tensor:
+        """No token that means something else than a word."""
+        words = torch.tensor([i for i in range(5, 50) if i not in self._special_tokens()])
+        return words[self.integers(0, len(words), *shape)]
+
+    def _special_tokens(self) -> set[int]:
         fields = [(k, v) for part in parts(self.config) for k, v in vars(part).items() if "token" in k]
         return {value for _, each in fields for value in numbers(each)}
 
@@ -49,10 +54,8 @@ class Draw:
         return (self.find("num_channels", default=3), *size)
 
 
-def words(d: Draw) -> Tensor:
-    """No token that means something else than a word."""
-    words = torch.tensor([i for i in range(5, 50) if i not in d.special_tokens()])
-    return words[d.integers(0, len(words), BATCH, LENGTH)]
+def _ids(d: Draw) -> Tensor:
+    return d.words(BATCH, LENGTH)
 
 
 def _mel(d: Draw) -> Tensor:
@@ -77,12 +80,12 @@ def _grid(d: Draw) -> Tensor:
 
 
 def _patches(d: Draw) -> Tensor:
-    size, frames = d.find("patch_size"), d.find("temporal_patch_size", "patch_temporal", default=1)
+    size, frames = d.find("patch_size"), d.find("temporal_patch_size", default=1)
     return d.normal(BATCH * 24, d.find("in_channels", "num_channels", default=3) * frames * size * size)
 
 
 def _pixels(d: Draw) -> Tensor:
-    if {"image_grid_thw", "grid_thw"} & set(d.signature):
+    if "image_grid_thw" in d.signature:
         return _patches(d)
     if "spatial_shapes" in d.signature:
         return d.normal(BATCH, 16, 3 * d.find("patch_size") ** 2)
@@ -92,8 +95,8 @@ def _pixels(d: Draw) -> Tensor:
 
 
 _MAKERS: dict[str, Callable[[Draw], Any]] = {
-    "input_ids": words,
-    "decoder_input_ids": words,
+    "input_ids": _ids,
+    "decoder_input_ids": _ids,
     "pixel_values": _pixels,
     "pixel_values_videos": lambda d: d.normal(BATCH, d.find("num_frames", default=4), *d.image()),
     "image_grid_thw": _grid,
@@ -138,7 +141,7 @@ def example(model: PreTrainedModel, seed: int, special: Makers | None = None) ->
     d, special = Draw(model, seed), special or {}
     needed = _required(d.signature)
     for kind, source in _SOURCES:
-        if source in d.signature and (features := getattr(model, f"get_{kind}_features", None)):
+        if source in d.signature and (features := _features(d, kind)):
             needed += [name for name in _required(inspect.signature(features).parameters) if name in d.signature]
     makers = {name: _MAKERS[name] for name in d.signature if name in _MAKERS and (name in needed or name in _ALWAYS)}
     made = {name: maker(d) for name, maker in {**makers, **special}.items() if maker is not None}
@@ -156,9 +159,15 @@ def _token(d: Draw, kind: str) -> int | None:
     return d.find(f"{kind}_token_id", f"{kind}_token_index")
 
 
+def _features(d: Draw, kind: str) -> Callable[..., Any] | None:
+    """What makes the vectors of an image; a wrapper leaves it to the network inside."""
+    found = (getattr(module, f"get_{kind}_features", None) for module in (d.model, *d.model.children()))
+    return next((each for each in found if each is not None), None)
+
+
 def _place(d: Draw, made: dict[str, Any], kind: str, source: str) -> None:
     """Give ``input_ids`` a token for every vector that the model makes of the images (or sounds)."""
-    token, features = _token(d, kind), getattr(d.model, f"get_{kind}_features", None)
+    token, features = _token(d, kind), _features(d, kind)
     if token is None or features is None or source not in made:
         return
     accepted = inspect.signature(features).parameters

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .transformers_exceptions import Exception_
-from .transformers_inputs import BATCH, LENGTH, Draw, words
+from .transformers_inputs import BATCH, FRAMES, LENGTH, Draw
 from .transformers_shrink import MEL
 
 Maker = Callable[[Draw], Any]
@@ -37,10 +37,11 @@ def _tokens(*places: tuple[str, int]) -> Maker:
     """Words around so many places for images, sounds, ... in every sequence."""
 
     def make(d: Draw) -> Tensor:
+        words = d.words(BATCH, LENGTH)
         tokens = [
             token for kind, count in places for token in [d.find(f"{kind}_token_id", f"{kind}_token_index")] * count
         ]
-        return torch.cat([words(d)[:, :3], torch.tensor([tokens] * BATCH), words(d)[:, 3:]], 1)
+        return torch.cat([words[:, :3], torch.tensor([tokens] * BATCH), words[:, 3:]], 1)
 
     return make
 
@@ -74,6 +75,11 @@ _INTRACLASS = {
     **{f"horizontal_small_to_long_conv_{r}ratio": [[1, k], 1, [0, k // 2]] for r, k in _RATIOS},
     **{f"symmetric_conv_long_{r}ratio": [[k, k], 1, [k // 2, k // 2]] for r, k in _RATIOS},
 }  # fmt: skip
+
+_DETECTING_BLOCKS = [
+    [[3, 32, 32, 1, True]], [[3, 32, 32, 2, False]], [[3, 32, 48, 2, False], [3, 48, 48, 1, True]],
+    [[3, 48, 64, 2, False]],
+]  # fmt: skip
 
 EXCEPTIONS: dict[str, Exception_] = {
     "mask2former": Exception_(config={"feature_size": 64, "hidden_dim": 64, "mask_feature_size": 64}),
@@ -139,7 +145,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         inputs={"input_values": _normal(48 * 40), "input_ids": _tokens(("image", 6), ("audio", 40))}),
     "muse_spark_audio": Exception_(inputs={"input_values": _normal(48 * 40)}),
     "musicflamingo": Exception_(inputs={
-        "input_features": _normal(MEL, 60), "input_features_mask": _ones(60), "input_ids": _tokens(("audio", 15))}),
+        "input_features": _normal(MEL, FRAMES), "input_features_mask": _ones(FRAMES), "input_ids": _tokens(("audio", 16))}),
     "musicgen": Exception_(cls="MusicgenForConditionalGeneration"),
     "musicgen_melody": Exception_(cls="MusicgenMelodyForConditionalGeneration"),
     "musicgen_decoder": Exception_(inputs={"input_ids": lambda d: d.integers(5, 50, 4 * BATCH, LENGTH)}),
@@ -157,7 +163,8 @@ EXCEPTIONS: dict[str, Exception_] = {
         "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size}, inputs={
         "input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
     "radio": Exception_(config={"patch_dim": 192, "video_patch_dim": 384}),
-    "omdet-turbo": Exception_(config={"encoder_in_channels": [192, 384, 768]}, inputs={
+    "omdet-turbo": Exception_(config={
+        "backbone_config.backbone": "resnet10t", "encoder_in_channels": [64, 128, 256]}, inputs={
         "classes_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, 7),
         "classes_attention_mask": lambda d: torch.ones(2 * BATCH, 7).long(),
         "tasks_input_ids": lambda d: d.integers(5, 50, BATCH, 7), "tasks_attention_mask": _ones(7),
@@ -204,7 +211,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         config={"num_filters": 4, "upsample_groups": lambda c: c.hidden_size}, inputs={"input_values": _normal(1, 3840)}),
     "pocket_tts_audio_tokenizer_decoder": Exception_(
         config={"num_filters": 4, "upsample_groups": lambda c: c.hidden_size},
-        inputs={"latents": lambda d: d.normal(BATCH, d.config.latent_dim, 6)}),
+        inputs={"latents": lambda d: d.normal(BATCH, d.config.hidden_size, 6)}),
     "pop2piano": Exception_(inputs={"input_ids": None, "input_features": _normal(LENGTH, 32)}),
     "pp_chart2table_vision": Exception_(cls="got_ocr2.modeling_got_ocr2:GotOcr2VisionEncoder"),
     "pp_doclayout_v2": Exception_(config={
@@ -218,8 +225,10 @@ EXCEPTIONS: dict[str, Exception_] = {
     "pp_ocrv5_server_det": Exception_(config={
         "intraclass_block_config": _INTRACLASS, "scale_factor_list": [1, 2, 4, 8], "kernel_list": [3, 2, 2]}),
     "pp_ocrv6_small_det": Exception_(config={
+        "backbone_config.block_configs": _DETECTING_BLOCKS,
         "backbone_config.out_indices": [1, 2, 3, 4], "layer_list_out_channels": [32, 32, 48, 64]}),
     "pp_ocrv6_medium_det": Exception_(config={
+        "backbone_config.block_configs": _DETECTING_BLOCKS,
         "backbone_config.out_indices": [1, 2, 3, 4],
         "intraclass_block_config": _INTRACLASS, "scale_factor_list": [1, 2, 4, 8], "kernel_list": [3, 2, 2]}),
     "prompt_depth_anything": Exception_(inputs={"prompt_depth": lambda d: d.normal(BATCH, 1, 32, 32).abs()}),
@@ -228,7 +237,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         "aftercnn_lens": _packed(30, 30)}),
     "qwen2_5_omni_bigvgan": Exception_(
         config={"upsample_initial_channel": 256}, inputs={"mel_spectrogram": _normal(MEL, 10)}),
-    "qwen2_5_omni_dit": Exception_(inputs={
+    "qwen2_5_omni_dit": Exception_(config={"enc_channels": [96, 96, 96, 96, 288]}, inputs={
         "hidden_states": _normal(12, MEL), "condition_vector": _normal(12, MEL), "speaker_embedding": _normal(12, 80),
         "quantized_code": lambda d: d.integers(0, 99, BATCH, 6), "time_step": lambda d: torch.tensor(0.3),
         "apply_cfg": lambda d: False}),
@@ -247,23 +256,39 @@ EXCEPTIONS: dict[str, Exception_] = {
         "text_config.rope_parameters.mrope_section": [2, 3, 3]}),
     "qwen2_audio": Exception_(inputs={
         "input_features": _normal(MEL, 60), "feature_attention_mask": _ones(60), "input_ids": _tokens(("audio", 15))}),
-    "qwen3_5": Exception_(config={"vision_config.out_hidden_size": lambda c: 64}),
-    "qwen3_omni_moe_talker_text": Exception_(config={"shared_expert_intermediate_size": 32}),
+    "qwen2_5_omni_thinker": Exception_(config={"audio_config.output_dim": 48}, inputs={
+        "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES),
+        "input_ids": _tokens(("image", 6), ("audio", 16))}),
+    "qwen3_omni_moe_thinker": Exception_(config={"audio_config.output_dim": 48}, inputs={
+        "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES),
+        "input_ids": _tokens(("image", 6), ("audio", 8))}),
+    "qwen3_omni_moe_audio_encoder": Exception_(config={"n_window": 8, "n_window_infer": 32}, inputs={
+        "input_features": lambda d: d.normal(MEL, 2 * FRAMES), "feature_lens": _packed(FRAMES, FRAMES),
+        "aftercnn_lens": _packed(8, 8)}),
+    "qwen3_asr_encoder": Exception_(config={"n_window": 8, "n_window_infer": 32}, inputs={"input_features": _normal(MEL, FRAMES)}),
+    "qwen3_asr": Exception_(inputs={"input_features": _normal(MEL, FRAMES)}),
+    "qwen4_exp_text": Exception_(config={
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+        "indexer_compress_ratio": 2, "ple_layer_ids": []}),
+    "qwen3_omni_moe_talker_text": Exception_(
+        config={"shared_expert_intermediate_size": 32}, inputs={"input_ids": None, "inputs_embeds": _normal(LENGTH, 48)}),
     "qwen3_omni_moe_talker_code_predictor": Exception_(inputs={"input_ids": None, "inputs_embeds": _normal(3, 32)}),
     "rag": Exception_(config={"n_docs": 2}, inputs={
         "context_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, LENGTH),
         "context_attention_mask": lambda d: torch.ones(2 * BATCH, LENGTH).long(), "doc_scores": _normal(2)}),
     "reformer": Exception_(config={
-        "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 8], "local_attn_chunk_length": 4,
+        "axial_pos_embds_dim": (32, 32), "axial_pos_shape": (8, 8), "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4, "num_buckets": 2, "hash_seed": 0}, inputs={
         "input_ids": lambda d: d.integers(5, 50, BATCH, 16)}),
     "rf_detr": Exception_(),
+    "sam_vision_model": Exception_(config={"num_pos_feats": 16}),
+    "sam_hq_vision_model": Exception_(config={"num_pos_feats": 16}),
     "sam_prompt_encoder": Exception_(config={"image_embedding_size": 8}),
     "sam_hq_prompt_encoder": Exception_(config={"image_embedding_size": 8}),
     "sam": Exception_(inputs={"input_points": _points}),
     "sam_hq": Exception_(inputs={"input_points": _points}),
     "sam2_hiera_det_model": Exception_(config={
-        "hidden_size": 32, "embed_dim_per_stage": [32, 48, 64, 96], "global_attention_blocks": [3]}),
+        "hidden_size": 32, "embed_dim_per_stage": [32, 48, 64, 96], "global_attention_blocks": [4]}),
     "sam2_vision_model": Exception_(config={
         "backbone_channel_list": [96, 64, 48, 32], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}),
     "sam2_prompt_encoder": Exception_(config={"patch_size": 16}),
@@ -281,12 +306,16 @@ EXCEPTIONS: dict[str, Exception_] = {
     "sam3_mask_decoder": Exception_(inputs={
         "decoder_queries": _normal(7, 32), "encoder_hidden_states": _normal(16, 32),
         "backbone_features": lambda d: [d.normal(BATCH, 32, n, n) for n in (16, 8, 4)]}),
-    "seggpt": Exception_(cls="SegGptForImageSegmentation", inputs={
+    "sapiens2": Exception_(config={
+        "head_config.upsample_out_channels": [24, 16], "head_config.upsample_kernel_sizes": [4, 4],
+        "head_config.conv_out_channels": [16], "head_config.conv_kernel_sizes": [1]}),
+    "seggpt": Exception_(cls="SegGptForImageSegmentation", config={
+        "num_hidden_layers": 6, "merge_index": 1, "intermediate_hidden_state_indices": [2, 3, 4, 5]}, inputs={
         "pixel_values": _normal(3, 32, 64), "prompt_pixel_values": _normal(3, 32, 64), "prompt_masks": _normal(3, 32, 64)}),
     "shieldgemma2": Exception_(config={"mm_tokens_per_image": 16}),
     "t5gemma2_encoder": Exception_(config={"mm_tokens_per_image": 16}),
     "t5gemma2_text": Exception_(config={"dropout_rate": 0.0}),
-    "t5gemma2_decoder": Exception_(config={"dropout_rate": 0.0}),
+    "t5gemma2_decoder": Exception_(config={"dropout_rate": 0.0}, inputs={"encoder_hidden_states": _normal(9, 32)}),
     "speech-encoder-decoder": Exception_(inputs={"input_features": None}),
     "speech_to_text": Exception_(inputs={"input_features": _normal(60, MEL)}),
     "speecht5_hifigan": Exception_(inputs={"spectrogram": _normal(10, 32)}),
@@ -308,6 +337,7 @@ _PARTS = {  # plain modules inside of a model that is run
     "sam3_geometry_encoder": "Sam3Model", "sam3_lite_text_geometry_encoder": "Sam3LiteTextModel",
     "sam3_tracker_mask_decoder": "Sam3TrackerModel", "sam3_tracker_prompt_encoder": "Sam3TrackerModel",
     "sam3_tracker_video_mask_decoder": "Sam3TrackerModel", "sam3_tracker_video_prompt_encoder": "Sam3TrackerModel",
+    "t5_gemma_module": "T5GemmaForConditionalGeneration", "vibevoice_diffusion": "VibeVoiceForConditionalGeneration",
     "sapiens2_head": "Sapiens2ForSemanticSegmentation",
 }  # fmt: skip
 NOT_RUNNABLE: dict[str, str] = {

@@ -27,13 +27,12 @@ class _Sizes:
 
     width: dict[int, int] = field(default_factory=dict)
     vocabulary: dict[int, int] = field(default_factory=dict)
+    codebooks: set[int] = field(default_factory=set)
     token: dict[int, int] = field(default_factory=dict)
 
     def words(self, value: int) -> int:
         """A vocabulary; that of a codebook is a power of 2 and stays one."""
-        return (
-            min(value, _CODEBOOK) if value & (value - 1) == 0 and value <= 2048 else self.vocabulary.get(value, value)
-        )
+        return min(value, _CODEBOOK) if value in self.codebooks else self.vocabulary.get(value, value)
 
 
 _WIDTH = re.compile(
@@ -75,12 +74,12 @@ _FIXED: tuple[tuple[str, int], ...] = (  # (field, at most); first match wins
     (r"image_size|img_size|resolution|crop_size|input_size|pretrain_image_size", IMAGE),
     (r"patch_size|patch_sizes", PATCH),
     (r".*max_\w*position_embeddings|.*n_positions|n_ctx|max_pos_emb\w*|context_length|max_seq_len|seq_len", POSITIONS),
-    (r"max_(source|target|speech|text)_positions", 30),
+    (r"max_(source|target|speech|text)_positions", 32),
     (r"num_mel_bins|n_mel_bins|input_feat_per_channel|feature_size|mel_dim", MEL),
     (r"num_position_embeddings", (IMAGE // PATCH) ** 2),
     (r"num_conv_pos_embeddings", 16), (r"num_conv_pos_embedding_groups", 4),
     (r"window_size", 4), (r"sliding_window\w*", 8), (r"num_queries|num_query_tokens|\w*num_latents\w*", 7),
-    (r"(.*_)?(state_size|d_state)", 16), (r".*chunk_size", 8), (r".*n_groups|.*num_groups", 2),
+    (r"(.*_)?(state_size|d_state)", 16), (r".*chunk_size", 8), (r".*n_groups|.*num_groups|upsample_groups", 2),
     (r"\w+_lora_rank|time_step_rank|mamba_dt_rank", 12),
 )  # fmt: skip
 _FIXED_RE = [(re.compile(pattern), most) for pattern, most in _FIXED]
@@ -97,6 +96,7 @@ def shrink(config: PretrainedConfig) -> None:
             if _is_width(key):
                 widths.update(n for n in found if n >= 24)
             elif _VOCABULARY.fullmatch(key):
+                sizes.codebooks.update(n for n in found if key == "codebook_size" and n & (n - 1) == 0)
                 vocabularies.update(n for n in found if n >= 64)
             elif _TOKEN.fullmatch(key):
                 tokens.update(n for n in found if n >= 20)
@@ -105,6 +105,10 @@ def shrink(config: PretrainedConfig) -> None:
     sizes.token = {value: 98 - rank for rank, value in enumerate(sorted(tokens, reverse=True))}
     for part in tree:
         _shrink_part(part, sizes)
+    for part in tree:
+        vision, text = getattr(part, "vision_config", None), getattr(part, "text_config", None)
+        if isinstance(getattr(vision, "out_hidden_size", None), int) and hasattr(text, "hidden_size"):
+            vision.out_hidden_size = text.hidden_size  # the defaults do not fit each other
 
 
 def _is_width(key: str) -> bool:
@@ -167,7 +171,7 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
             after[key] = _map(value, lambda n: min(n, fixed))
         elif _is_width(key):
             after[key] = _map(value, lambda n: sizes.width.get(n, n))
-        elif _LAYERS.fullmatch(key) and isinstance(value, int):
+        elif _LAYERS.fullmatch(key) and isinstance(value, int) and key != "num_feat_extract_layers":  # counts conv_dim
             after[key] = len(chosen) if value == count and chosen else min(value, 2)
         elif key in ("depths", "block_repeats", "num_block_repeats", "stage_num_blocks", "blocks_per_stage"):
             after[key] = _map(value, lambda n: min(n, 2))
@@ -218,6 +222,10 @@ def _fix(before: dict[str, Any], after: dict[str, Any]) -> None:
                     after[head] = after[hidden] // after[heads]
     if before.get("head_dim", 0) is None and both("hidden_size", "num_attention_heads"):
         after["head_dim"] = after["hidden_size"] // after["num_attention_heads"]
+    if both("window_size", "patch_size") and before["window_size"] % (2 * before["patch_size"]) == 0:
+        after["window_size"] = 4 * after["patch_size"]  # counts pixels, whole pairs of patches
+    if both("upsample_groups", "hidden_size") and before["upsample_groups"] == before["hidden_size"]:
+        after["upsample_groups"] = after["hidden_size"]
     if both("head_dim", "qk_rope_head_dim") and before["head_dim"] == before["qk_rope_head_dim"]:
         after["head_dim"] = after["qk_rope_head_dim"]  # there it says how many positions are rotated
     if both("qk_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"):
