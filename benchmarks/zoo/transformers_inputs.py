@@ -20,7 +20,6 @@ class Draw:
 
     def __init__(self, model: PreTrainedModel, seed: int) -> None:
         self.model, self.config = model, model.config
-        self.text = model.config.get_text_config()
         self.generator = torch.Generator().manual_seed(seed)
         self.signature = inspect.signature(model.forward).parameters
 

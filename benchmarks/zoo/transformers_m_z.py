@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import OmDetTurboConfig, PretrainedConfig, TimeSeriesTransformerConfig, TimmBackboneConfig
 
 from .transformers_exceptions import Exception_
 from .transformers_inputs import BATCH, FRAMES, LENGTH, Draw
@@ -76,6 +77,10 @@ _INTRACLASS = {
     **{f"symmetric_conv_long_{r}ratio": [[k, k], 1, [k // 2, k // 2]] for r, k in _RATIOS},
 }  # fmt: skip
 
+def _omdet() -> PretrainedConfig:
+    return OmDetTurboConfig(backbone_config=TimmBackboneConfig(backbone="resnet10t", out_indices=[1, 2, 3]))
+
+
 _DETECTING_BLOCKS = [
     [[3, 32, 32, 1, True]], [[3, 32, 32, 2, False]], [[3, 32, 48, 2, False], [3, 48, 48, 1, True]],
     [[3, 48, 64, 2, False]],
@@ -136,7 +141,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         "input_ids": lambda d: d.integers(0, 99, BATCH, 7), "last_hidden_state": _normal(7, 64)}),
     "moss_transcribe_diarize": Exception_(inputs={
 
-        "input_features": _normal(MEL, 60), "input_features_mask": _mask(56, 4), "padding_mask": _ones(480), "input_ids": _tokens(("audio", 7))}),
+        "input_features": _normal(MEL, FRAMES), "input_features_mask": _mask(56, FRAMES - 56), "padding_mask": _ones(480), "input_ids": _tokens(("audio", 7))}),
     "muse_glimmer": Exception_(config={"out_hidden_size": 192}),
     "muse_glimmer_assistant": Exception_(config={"sliding_window": 64}, inputs={
         "noise_embeds": _normal(16, 32), "context_hidden_states": _normal(5, 32)}),
@@ -163,8 +168,8 @@ EXCEPTIONS: dict[str, Exception_] = {
         "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size}, inputs={
         "input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
     "radio": Exception_(config={"patch_dim": 192, "video_patch_dim": 384}),
-    "omdet-turbo": Exception_(config={
-        "backbone_config.backbone": "resnet10t", "encoder_in_channels": [64, 128, 256]}, inputs={
+    "omdet-turbo": Exception_(make=_omdet, config={
+        "encoder_in_channels": [64, 128, 256]}, inputs={
         "classes_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, 7),
         "classes_attention_mask": lambda d: torch.ones(2 * BATCH, 7).long(),
         "tasks_input_ids": lambda d: d.integers(5, 50, BATCH, 7), "tasks_attention_mask": _ones(7),
@@ -255,7 +260,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         "vision_config.hidden_size": 64, "text_config.hidden_size": 64,
         "text_config.rope_parameters.mrope_section": [2, 3, 3]}),
     "qwen2_audio": Exception_(inputs={
-        "input_features": _normal(MEL, 60), "feature_attention_mask": _ones(60), "input_ids": _tokens(("audio", 15))}),
+        "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES), "input_ids": _tokens(("audio", 16))}),
     "qwen2_5_omni_thinker": Exception_(config={"audio_config.output_dim": 48}, inputs={
         "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES),
         "input_ids": _tokens(("image", 6), ("audio", 16))}),
@@ -325,6 +330,69 @@ EXCEPTIONS: dict[str, Exception_] = {
     "qwen2_5_omni_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
     "qwen2_5_vl_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
     "qwen2_vl_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
+}  # fmt: skip
+EXCEPTIONS |= {
+    "sam3_video": Exception_(inputs={"input_points": _points}),
+    "time_series_transformer": Exception_(
+        cls="TimeSeriesTransformerForPrediction",
+        make=lambda: TimeSeriesTransformerConfig(
+            prediction_length=6, context_length=12, num_time_features=2, lags_sequence=[1, 2, 3]),
+        inputs={
+            "past_values": _normal(15), "past_time_features": _normal(15, 2), "past_observed_mask": _ones(15),
+            "future_values": _normal(6), "future_time_features": _normal(6, 2)}),
+    "timesfm": Exception_(inputs={
+        "past_values": lambda d: [d.normal(96), d.normal(96)], "freq": lambda d: torch.tensor([0, 1])}),
+    "timesfm2_5": Exception_(inputs={"past_values": lambda d: [d.normal(96), d.normal(96)]}),
+    "timesformer": Exception_(config={"num_frames": 3}, inputs={"pixel_values": _normal(3, 3, 64, 64)}),
+    "timm_backbone": Exception_(make=lambda: TimmBackboneConfig(backbone="resnet10t", out_indices=[1, 2, 3])),
+    "tvp": Exception_(
+        cls="TvpForVideoGrounding", config={"num_frames": 2, "max_img_size": 64, "visual_prompt_size": 8},
+        inputs={"pixel_values": _normal(2, 3, 64, 64)}),
+    "ultravbert": Exception_(inputs={"pixel_values": _normal(1, 3, 64, 64), "input_ids": _tokens(("image", 4))}),
+    "unlimited_ocr_vision_encoder": Exception_(inputs={"patch_embeds": _normal(32, 8, 8)}),
+    "uvdoc": Exception_(config={"backbone_config.out_indices": [1, 2, 3, 4, 5, 6]}),
+    "vibevoice": Exception_(inputs={"input_values": _normal(1, 6400), "input_ids": _tokens(("audio", 2))}),
+    "vibevoice_asr": Exception_(config={"acoustic_tokenizer_chunk_size": 6400}, inputs={
+        "input_values": _normal(1, 6400), "input_ids": _tokens(("audio", 2))}),
+    "vibevoice_acoustic_tokenizer": Exception_(inputs={"input_values": _normal(1, 6400)}),
+    "vibevoice_acoustic_tokenizer_encoder": Exception_(inputs={"hidden_states": _normal(1, 6400)}),
+    "vibevoice_acoustic_tokenizer_decoder": Exception_(inputs={"hidden_states": lambda d: d.normal(BATCH, d.find("hidden_size"), 2)}),
+    "video_llama_3": Exception_(inputs={"image_merge_sizes": _packed(2, 2)}),
+    "video_llama_3_vision": Exception_(inputs={"merge_sizes": _packed(2, 2)}),
+    "videomae": Exception_(config={"num_frames": 4}, inputs={"pixel_values": _normal(4, 3, 64, 64)}),
+    "videomt": Exception_(inputs={"pixel_values_videos": _normal(2, 3, 64, 64)}),
+    "vipllava": Exception_(config={"vision_feature_layer": [-1, -2, 0, 1, 2]}),
+    "vision-text-dual-encoder": Exception_(config={"vision_config.pooler_output_size": lambda c: c.hidden_size}),
+    "vits": Exception_(inputs={"input_ids": lambda d: d.integers(1, 38, BATCH, LENGTH)}),
+    "vivit": Exception_(
+        config={"num_frames": 4, "tubelet_size": [2, 16, 16]}, inputs={"pixel_values": _normal(4, 3, 64, 64)}),
+    "voxtral_encoder": Exception_(config={"intermediate_size": 128}),
+    "voxtral": Exception_(config={"audio_token_id": 98}),
+    "voxtral_realtime_encoder": Exception_(config={"intermediate_size": 128}),
+    "voxtral_realtime": Exception_(inputs={"input_features": _normal(MEL, 8 * LENGTH)}),
+    "voxtral_realtime_text": Exception_(inputs={"t_cond": lambda d: d.normal(1, d.find("hidden_size"))}),
+    "wav2vec2-bert": Exception_(config={"vocab_size": 40}, inputs={"input_features": _normal(40, 32)}),
+    "wav2vec2-conformer": Exception_(config={"vocab_size": 40}),
+    "xclip": Exception_(config={"vision_config.num_frames": 2}, inputs={"pixel_values": _normal(2, 3, 64, 64)}),
+    "xclip_vision_model": Exception_(
+        config={"num_frames": 2}, inputs={"pixel_values": lambda d: d.normal(2 * BATCH, 3, 64, 64)}),
+    "xcodec": Exception_(inputs={"input_values": _normal(1, 3200)}),
+    "xcodec2": Exception_(config={
+        "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size},
+        inputs={"input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
+    "xmod": Exception_(config={"default_language": "en_XX"}),
+    "nemotron_h": Exception_(config={"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]}),
+    "zamba2": Exception_(config={
+        "mamba_headdim": 24, "attention_hidden_size": 96, "attention_head_dim": 24, "adapter_rank": 8}),
+    "markuplm": Exception_(inputs={
+        "xpath_tags_seq": lambda d: d.integers(0, 200, BATCH, LENGTH, 50),
+        "xpath_subs_seq": lambda d: d.integers(0, 900, BATCH, LENGTH, 50)}),
+    "visual_bert": Exception_(
+        config={"visual_embedding_dim": 24},
+        inputs={"visual_embeds": _normal(5, 24), "visual_attention_mask": _ones(5), "attention_mask": _ones(LENGTH)}),
+    "video_llava": Exception_(inputs={
+        "pixel_values_images": _normal(3, 64, 64), "pixel_values_videos": _normal(8, 3, 64, 64),
+        "input_ids": _tokens(("image", 64), ("video", 520))}),
 }  # fmt: skip
 for _name in ("detr_encoder", "detr_decoder", "mask_decoder"):
     EXCEPTIONS[f"sam3_lite_text_{_name}"] = EXCEPTIONS[f"sam3_{_name}"]
