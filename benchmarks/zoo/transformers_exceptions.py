@@ -23,6 +23,7 @@ class Exception_:
         inputs: argument -> maker, or None to leave it out. Arguments that the forward does not name may be given too.
         cls: name of the class in transformers, or ``module:class`` for one that its modeling module keeps to itself.
         make: the configuration before shrinking, where the default cannot be made.
+        small: what ``make`` gives is small already and stays as it is.
         note: for the table.
     """
 
@@ -30,6 +31,7 @@ class Exception_:
     inputs: dict[str, Callable[[Draw], Any] | None] = field(default_factory=dict)
     cls: str = ""
     make: Callable[[], PretrainedConfig] | None = None
+    small: bool = False
     note: str = ""
 
 

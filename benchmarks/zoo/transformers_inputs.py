@@ -71,7 +71,9 @@ def _hidden(d: Draw) -> Tensor:
 
 
 def _pixel_mask(d: Draw) -> Tensor:
-    return torch.ones(BATCH, 16) if "spatial_shapes" in d.signature else torch.ones(BATCH, 1, *d.image()[1:]).long()
+    return (
+        torch.ones(BATCH, 16).long() if "spatial_shapes" in d.signature else torch.ones(BATCH, 1, *d.image()[1:]).long()
+    )
 
 
 def _grid(d: Draw) -> Tensor:
@@ -84,7 +86,7 @@ def _patches(d: Draw) -> Tensor:
 
 
 def _pixels(d: Draw) -> Tensor:
-    if "image_grid_thw" in d.signature:
+    if "image_grid_thw" in d.signature or "grid_thw" in d.signature:
         return _patches(d)
     if "spatial_shapes" in d.signature:
         return d.normal(BATCH, 16, 3 * d.find("patch_size") ** 2)

@@ -79,7 +79,8 @@ def build(name: str) -> Network:
     if cls is None:
         raise LookupError(f"{name} has no class")
     config = special.make() if special.make else CONFIG_MAPPING[name]()
-    shrink(config)
+    if not special.small:
+        shrink(config)
     configure(config, EXCEPTIONS)
     if cls.__name__.endswith("ForSequenceClassification") and config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = 0  # the last word before the padding decides

@@ -222,7 +222,7 @@ def _fix(before: dict[str, Any], after: dict[str, Any]) -> None:
                     after[head] = after[hidden] // after[heads]
     if before.get("head_dim", 0) is None and both("hidden_size", "num_attention_heads"):
         after["head_dim"] = after["hidden_size"] // after["num_attention_heads"]
-    if both("window_size", "patch_size") and before["window_size"] % (2 * before["patch_size"]) == 0:
+    if both("window_size", "patch_size") and before["window_size"] % (4 * before["patch_size"]) == 0:
         after["window_size"] = 4 * after["patch_size"]  # counts pixels, whole pairs of patches
     if both("upsample_groups", "hidden_size") and before["upsample_groups"] == before["hidden_size"]:
         after["upsample_groups"] = after["hidden_size"]
