@@ -57,6 +57,11 @@ _PACKED_IMAGES: dict[str, Maker | None] = {
 }
 
 
+def _codes(d: Draw) -> Tensor:
+    """Words of four codebooks."""
+    return d.integers(5, 50, 4 * BATCH, LENGTH)
+
+
 def _points(d: Draw) -> Tensor:
     """Two points in one object of every image."""
     return d.normal(BATCH, 1, 2, 2).sigmoid() * 60
@@ -123,6 +128,7 @@ EXCEPTIONS: dict[str, Exception_] = {
     "mllama_vision_model": Exception_(config={
         "vision_output_dim": lambda c: c.hidden_size * (1 + len(c.intermediate_layers_indices))}, inputs={
         "pixel_values": _normal(1, 4, 3, 64, 64), "aspect_ratio_ids": _ones(1), "aspect_ratio_mask": _ones(1, 4)}),
+    "mm-grounding-dino": Exception_(config={"d_model": 64}),
     "modernvbert": Exception_(inputs={"pixel_values": _normal(1, 3, 64, 64), "input_ids": _tokens(("image", 4))}),
     "molmo2": Exception_(
         config={"adapter_config.vision_feature_layer": [1, 0], "adapter_config.text_hidden_size": 64,
@@ -151,10 +157,11 @@ EXCEPTIONS: dict[str, Exception_] = {
     "muse_spark_audio": Exception_(inputs={"input_values": _normal(48 * 40)}),
     "musicflamingo": Exception_(inputs={
         "input_features": _normal(MEL, FRAMES), "input_features_mask": _ones(FRAMES), "input_ids": _tokens(("audio", 16))}),
-    "musicgen": Exception_(cls="MusicgenForConditionalGeneration"),
-    "musicgen_melody": Exception_(cls="MusicgenMelodyForConditionalGeneration"),
-    "musicgen_decoder": Exception_(inputs={"input_ids": lambda d: d.integers(5, 50, 4 * BATCH, LENGTH)}),
-    "musicgen_melody_decoder": Exception_(inputs={"input_ids": lambda d: d.integers(5, 50, 4 * BATCH, LENGTH)}),
+    "musicgen": Exception_(cls="MusicgenForConditionalGeneration", inputs={"decoder_input_ids": _codes, "input_values": None}),
+    "musicgen_melody": Exception_(cls="MusicgenMelodyForConditionalGeneration", inputs={
+        "decoder_input_ids": _codes, "input_features": _normal(20, 12), "input_values": None}),
+    "musicgen_decoder": Exception_(inputs={"input_ids": _codes}),
+    "musicgen_melody_decoder": Exception_(inputs={"input_ids": _codes}),
     "nemotron": Exception_(config={"num_key_value_heads": 2}),
     "nemotron3_5_transcribe_word_timestamp": Exception_(inputs={"inputs_embeds": _normal(8, 48)}),
     "nemo_speechlm": Exception_(inputs={
@@ -168,7 +175,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size}, inputs={
         "input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
     "radio": Exception_(config={"patch_dim": 192, "video_patch_dim": 384}),
-    "omdet-turbo": Exception_(make=_omdet, config={
+    "omdet-turbo": Exception_(make=_omdet, config={"apply_layernorm_after_vision_backbone": False, 
         "encoder_in_channels": [64, 128, 256]}, inputs={
         "classes_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, 7),
         "classes_attention_mask": lambda d: torch.ones(2 * BATCH, 7).long(),
@@ -261,17 +268,17 @@ EXCEPTIONS: dict[str, Exception_] = {
         "text_config.rope_parameters.mrope_section": [2, 3, 3]}),
     "qwen2_audio": Exception_(inputs={
         "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES), "input_ids": _tokens(("audio", 16))}),
-    "qwen2_5_omni_thinker": Exception_(config={"audio_config.output_dim": 48}, inputs={
+    "qwen2_5_omni_thinker": Exception_(config={"audio_config.output_dim": 64}, inputs={
         "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES),
         "input_ids": _tokens(("image", 6), ("audio", 16))}),
-    "qwen3_omni_moe_thinker": Exception_(config={"audio_config.output_dim": 48}, inputs={
-        "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES),
-        "input_ids": _tokens(("image", 6), ("audio", 8))}),
-    "qwen3_omni_moe_audio_encoder": Exception_(config={"n_window": 8, "n_window_infer": 32}, inputs={
-        "input_features": lambda d: d.normal(MEL, 2 * FRAMES), "feature_lens": _packed(FRAMES, FRAMES),
-        "aftercnn_lens": _packed(8, 8)}),
-    "qwen3_asr_encoder": Exception_(config={"n_window": 8, "n_window_infer": 32}, inputs={"input_features": _normal(MEL, FRAMES)}),
-    "qwen3_asr": Exception_(inputs={"input_features": _normal(MEL, FRAMES)}),
+    "qwen3_omni_moe_thinker": Exception_(config={"audio_config.output_dim": 96}, inputs={
+        "input_features": _normal(MEL, 100), "feature_attention_mask": _ones(100),
+        "input_ids": _tokens(("image", 6), ("audio", 13))}),
+    "qwen3_omni_moe_audio_encoder": Exception_(inputs={
+        "input_features": lambda d: d.normal(MEL, 200), "feature_lens": _packed(100, 100)}),
+    "qwen3_asr_encoder": Exception_(inputs={
+        "input_features": _normal(MEL, 100), "input_features_mask": _ones(100)}),
+    "qwen3_asr": Exception_(inputs={"input_features": _normal(MEL, 100), "input_features_mask": _ones(100)}),
     "qwen4_exp_text": Exception_(config={
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
         "indexer_compress_ratio": 2, "ple_layer_ids": []}),
@@ -332,7 +339,9 @@ EXCEPTIONS: dict[str, Exception_] = {
     "qwen2_vl_text": Exception_(config={"rope_parameters.mrope_section": [2, 1, 1]}),
 }  # fmt: skip
 EXCEPTIONS |= {
-    "sam3_video": Exception_(inputs={"input_points": _points}),
+    "sam3_tracker_video": Exception_(cls="Sam3TrackerModel", config={
+        "vision_config.backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]}, inputs={"input_points": _points}),
+    "sam3_video": Exception_(config={"tracker_config.vision_config.backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]}, inputs={"input_points": _points}),
     "time_series_transformer": Exception_(
         cls="TimeSeriesTransformerForPrediction",
         make=lambda: TimeSeriesTransformerConfig(
@@ -347,27 +356,34 @@ EXCEPTIONS |= {
     "timm_backbone": Exception_(make=lambda: TimmBackboneConfig(backbone="resnet10t", out_indices=[1, 2, 3])),
     "tvp": Exception_(
         cls="TvpForVideoGrounding", config={"num_frames": 2, "max_img_size": 64, "visual_prompt_size": 8},
-        inputs={"pixel_values": _normal(2, 3, 64, 64)}),
+        inputs={  # adds positions of columns to a batch of 1 only
+            "pixel_values": lambda d: d.normal(1, 2, 3, 64, 64), "input_ids": lambda d: d.words(1, LENGTH)}),
     "ultravbert": Exception_(inputs={"pixel_values": _normal(1, 3, 64, 64), "input_ids": _tokens(("image", 4))}),
+    "univnet": Exception_(
+        config={"model_in_channels": 64},
+        inputs={"input_features": _normal(20, MEL), "noise_sequence": _normal(20, 64)}),
     "unlimited_ocr_vision_encoder": Exception_(inputs={"patch_embeds": _normal(32, 8, 8)}),
     "uvdoc": Exception_(config={"backbone_config.out_indices": [1, 2, 3, 4, 5, 6]}),
-    "vibevoice": Exception_(inputs={"input_values": _normal(1, 6400), "input_ids": _tokens(("audio", 2))}),
+    "vibevoice": Exception_(inputs={
+        "padding_mask": _ones(6400), "input_values": _normal(1, 6400), "input_ids": _tokens(("audio", 2))}),
     "vibevoice_asr": Exception_(config={"acoustic_tokenizer_chunk_size": 6400}, inputs={
         "input_values": _normal(1, 6400), "input_ids": _tokens(("audio", 2))}),
-    "vibevoice_acoustic_tokenizer": Exception_(inputs={"input_values": _normal(1, 6400)}),
-    "vibevoice_acoustic_tokenizer_encoder": Exception_(inputs={"hidden_states": _normal(1, 6400)}),
-    "vibevoice_acoustic_tokenizer_decoder": Exception_(inputs={"hidden_states": lambda d: d.normal(BATCH, d.find("hidden_size"), 2)}),
-    "video_llama_3": Exception_(inputs={"image_merge_sizes": _packed(2, 2)}),
+    "vibevoice_acoustic_tokenizer": Exception_(config={"num_filters": 4}, inputs={"input_values": _normal(1, 6400)}),
+    "vibevoice_acoustic_tokenizer_encoder": Exception_(config={"num_filters": 4}, inputs={"hidden_states": _normal(1, 6400)}),
+    "vibevoice_acoustic_tokenizer_decoder": Exception_(config={"num_filters": 4}, inputs={"hidden_states": lambda d: d.normal(BATCH, d.find("hidden_size"), 2)}),
+    "video_llama_3": Exception_(inputs={"image_merge_sizes": _packed(2, 2), "input_ids": _tokens(("image", 6))}),
     "video_llama_3_vision": Exception_(inputs={"merge_sizes": _packed(2, 2)}),
     "videomae": Exception_(config={"num_frames": 4}, inputs={"pixel_values": _normal(4, 3, 64, 64)}),
     "videomt": Exception_(inputs={"pixel_values_videos": _normal(2, 3, 64, 64)}),
     "vipllava": Exception_(config={"vision_feature_layer": [-1, -2, 0, 1, 2]}),
     "vision-text-dual-encoder": Exception_(config={"vision_config.pooler_output_size": lambda c: c.hidden_size}),
+    "vitmatte": Exception_(config={"backbone_config.patch_size": 16, "fusion_hidden_sizes": lambda c: list(c.fusion_hidden_sizes)}),
+    "zoedepth": Exception_(config={"bottleneck_features": lambda c: c.fusion_hidden_size}),
     "vits": Exception_(inputs={"input_ids": lambda d: d.integers(1, 38, BATCH, LENGTH)}),
     "vivit": Exception_(
         config={"num_frames": 4, "tubelet_size": [2, 16, 16]}, inputs={"pixel_values": _normal(4, 3, 64, 64)}),
     "voxtral_encoder": Exception_(config={"intermediate_size": 128}),
-    "voxtral": Exception_(config={"audio_token_id": 98}),
+    "voxtral": Exception_(config={"audio_token_id": 98}, inputs={"input_ids": _tokens(("audio", 8))}),
     "voxtral_realtime_encoder": Exception_(config={"intermediate_size": 128}),
     "voxtral_realtime": Exception_(inputs={"input_features": _normal(MEL, 8 * LENGTH)}),
     "voxtral_realtime_text": Exception_(inputs={"t_cond": lambda d: d.normal(1, d.find("hidden_size"))}),
@@ -376,7 +392,7 @@ EXCEPTIONS |= {
     "xclip": Exception_(config={"vision_config.num_frames": 2}, inputs={"pixel_values": _normal(2, 3, 64, 64)}),
     "xclip_vision_model": Exception_(
         config={"num_frames": 2}, inputs={"pixel_values": lambda d: d.normal(2 * BATCH, 3, 64, 64)}),
-    "xcodec": Exception_(inputs={"input_values": _normal(1, 3200)}),
+    "xcodec": Exception_(config={"codebook_dim": 128}, inputs={"input_values": _normal(1, 3200)}),
     "xcodec2": Exception_(config={
         "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size},
         inputs={"input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
