@@ -377,6 +377,35 @@ class DataBranch(nn.Module):
         return self.head(x)
 
 
+class ConstantBranch(DataBranch):
+    """What decides is computed from no data: the same layer runs always."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.b(x) if torch.ones(len(x)).cumsum(0).bool().all() else self.a(x)
+        return self.head(x)
+
+
+class RandomBranch(DataBranch):
+    """Which of two layers runs is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.a(x) if torch.rand(()) > 1 - 1e-7 else self.b(x)
+        return self.head(x)
+
+
+class WrittenBranch(DataBranch):
+    """What decides starts as a constant, and data are written into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        total += x.sum()
+        x = F.relu(self.stem(x))
+        x = self.a(x) if total > 1e9 else self.b(x)
+        return self.head(x)
+
+
 class Reused(nn.Module):
     """One module runs three times."""
 
@@ -610,6 +639,9 @@ BASICS: dict[str, Case] = {
     "custom_function": Case(CustomFunction, lambda: torch.randn(3, 6), 10),
     "unknown_operator": Case(UnknownOperator, lambda: torch.randn(3, 6), 17, "no rule for this operator"),
     "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "constant_branch": Case(ConstantBranch, lambda: torch.randn(3, 6), 16),
+    "random_branch": Case(RandomBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "written_branch": Case(WrittenBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),
