@@ -268,7 +268,8 @@ EXCEPTIONS: dict[str, Exception_] = {
         "text_config.rope_parameters.mrope_section": [2, 3, 3]}),
     "qwen2_audio": Exception_(inputs={
         "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES), "input_ids": _tokens(("audio", 16))}),
-    "qwen2_5_omni_thinker": Exception_(config={"audio_config.output_dim": 64}, inputs={
+    "qwen2_5_omni_thinker": Exception_(config={
+        "audio_config.output_dim": 64, "text_config.rope_parameters.mrope_section": [2, 3, 3]}, inputs={
         "input_features": _normal(MEL, FRAMES), "feature_attention_mask": _ones(FRAMES),
         "input_ids": _tokens(("image", 6), ("audio", 16))}),
     "qwen3_omni_moe_thinker": Exception_(config={"audio_config.output_dim": 96}, inputs={
@@ -278,7 +279,8 @@ EXCEPTIONS: dict[str, Exception_] = {
         "input_features": lambda d: d.normal(MEL, 200), "feature_lens": _packed(100, 100)}),
     "qwen3_asr_encoder": Exception_(inputs={
         "input_features": _normal(MEL, 100), "input_features_mask": _ones(100)}),
-    "qwen3_asr": Exception_(inputs={"input_features": _normal(MEL, 100), "input_features_mask": _ones(100)}),
+    "qwen3_asr": Exception_(config={"audio_config.output_dim": 64}, inputs={
+        "input_features": _normal(MEL, 100), "input_features_mask": _ones(100), "input_ids": _tokens(("audio", 13))}),
     "qwen4_exp_text": Exception_(config={
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
         "indexer_compress_ratio": 2, "ple_layer_ids": []}),
@@ -377,7 +379,8 @@ EXCEPTIONS |= {
     "videomt": Exception_(inputs={"pixel_values_videos": _normal(2, 3, 64, 64)}),
     "vipllava": Exception_(config={"vision_feature_layer": [-1, -2, 0, 1, 2]}),
     "vision-text-dual-encoder": Exception_(config={"vision_config.pooler_output_size": lambda c: c.hidden_size}),
-    "vitmatte": Exception_(config={"backbone_config.patch_size": 16, "fusion_hidden_sizes": lambda c: list(c.fusion_hidden_sizes)}),
+    "vitmatte": Exception_(config={
+        "backbone_config.patch_size": 16, "hidden_size": lambda c: c.backbone_config.hidden_size, "fusion_hidden_sizes": lambda c: list(c.fusion_hidden_sizes)}),
     "zoedepth": Exception_(config={"bottleneck_features": lambda c: c.fusion_hidden_size}),
     "vits": Exception_(inputs={"input_ids": lambda d: d.integers(1, 38, BATCH, LENGTH)}),
     "vivit": Exception_(
@@ -400,7 +403,10 @@ EXCEPTIONS |= {
     "nemotron_h": Exception_(config={"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]}),
     "zamba2": Exception_(config={
         "mamba_headdim": 24, "attention_hidden_size": 96, "attention_head_dim": 24, "adapter_rank": 8}),
+    "marian": Exception_(cls="MarianMTModel"),
+    "pp_formulanet_text": Exception_(inputs={"encoder_hidden_states": lambda d: d.normal(BATCH, 9, d.find("d_model", "hidden_size"))}),
     "markuplm": Exception_(inputs={
+        "attention_mask": _ones(LENGTH),  # without it, it looks for padding and warns
         "xpath_tags_seq": lambda d: d.integers(0, 200, BATCH, LENGTH, 50),
         "xpath_subs_seq": lambda d: d.integers(0, 900, BATCH, LENGTH, 50)}),
     "visual_bert": Exception_(
