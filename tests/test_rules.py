@@ -399,7 +399,7 @@ NORM = {
         floats((3, 5)),
         8,
     ),
-    # a norm over the rows of the reader's weight counts the columns of removed units: they stay
+    # a norm over the rows of the reader's weight sums the squares of the columns of removed units: they are zero
     "weight_norm_reader": Row(
         lambda: Net(
             lambda m, x: m.o(F.relu(m.a(x))),
@@ -407,7 +407,13 @@ NORM = {
             o=nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)),
         ),
         floats((3, 5)),
-        0,
+        8,
+    ),
+    # as in the positions of speech encoders: a norm per place of the kernel
+    "weight_norm_kernel": seq(
+        lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2),
+        8 + 8,
+        n=lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3, padding=1), dim=2),
     ),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),

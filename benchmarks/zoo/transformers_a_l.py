@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoformerConfig, InformerConfig
+from transformers import AutoformerConfig, Gemma4Config, Gemma4UnifiedConfig, InformerConfig
 
 from .transformers_exceptions import Exception_
 from .transformers_inputs import BATCH, FRAMES, LENGTH, Draw
@@ -116,6 +116,8 @@ EXCEPTIONS: dict[str, Exception_] = {
     "blip_2_qformer": Exception_(
         inputs={"query_embeds": hidden(7, "hidden_size"), "encoder_hidden_states": hidden(9, "encoder_hidden_size")}
     ),
+    "big_bird": Exception_(config={"block_size": 4}, inputs={"input_ids": ids(64)}),
+    "bigbird_pegasus": Exception_(config={"block_size": 4}, inputs={"input_ids": ids(64)}),
     "blip_text_model": Exception_(
         cls="blip.modeling_blip_text:BlipTextLMHeadModel",
         inputs={"encoder_hidden_states": hidden(9, "encoder_hidden_size")},
@@ -140,7 +142,7 @@ EXCEPTIONS: dict[str, Exception_] = {
             "patch_ids": lambda d: torch.div(torch.arange(LENGTH), 4, rounding_mode="floor").repeat(BATCH, 1),
         },
     ),
-    "bridgetower": Exception_(config={"hidden_size": 128}),
+    "bridgetower": Exception_(config={"hidden_size": 128, "text_config.hidden_size": 128}),
     "bridgetower_vision_model": Exception_(config={"hidden_size": 128}, inputs={"image": normal(3, 64, 64)}),
     "bros": Exception_(
         config={
@@ -151,6 +153,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         },
         inputs={"bbox": lambda d: torch.rand(BATCH, LENGTH, 4, generator=d.generator)},
     ),
+    "canary_decoder": Exception_(inputs={"encoder_hidden_states": hidden(9, "hidden_size")}),
     "chameleon": Exception_(
         config={
             "vocabulary_map": {"<image>": 97} | _image_words(40, 50),
@@ -163,6 +166,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         config={"spec_size": 64, "patch_embeds_hidden_size": 24},
         inputs={"input_features": normal(1, 256, MEL), "is_longer": ones(1)},
     ),
+    "clvp": Exception_(config={"speech_config.vocab_size": 120}),
     "clvp_encoder": Exception_(config={"hidden_size": 128, "projection_dim": 128}),
     "cohere_compass_text": Exception_(
         config={
@@ -170,7 +174,10 @@ EXCEPTIONS: dict[str, Exception_] = {
         }
     ),
     "colmodernvbert": Exception_(inputs={"pixel_values": normal(1, 3, 64, 64)}),
-    "colqwen2": Exception_(inputs={"pixel_values": normal(24, 384)}),
+    "colqwen2": Exception_(
+        config={"vlm_config.text_config.rope_parameters": sections(1, 1, 1)["rope_parameters"]},
+        inputs={"pixel_values": normal(24, 384)},
+    ),
     "csm": Exception_(inputs={"input_ids": ids(LENGTH, 32), "input_values": None}),
     "dac": Exception_(inputs={"input_values": normal(1, 3200)}),
     "dbrx": Exception_(
@@ -197,6 +204,7 @@ EXCEPTIONS: dict[str, Exception_] = {
     ),
     "deepseek_ocr2_vision": Exception_(config={"encoder_config.hidden_size": lambda c: 80}),
     "deepseek_v2": Exception_(config={"num_experts_per_tok": 2}),
+    "deepseek_v4": Exception_(inputs={"input_ids": ids(40)}),
     "deepseek_vl_hybrid": Exception_(inputs={"high_res_pixel_values": normal(3, 64, 64)}),
     "dia": Exception_(inputs={"decoder_input_ids": ids(LENGTH, 9)}),
     "dia_decoder": Exception_(
@@ -205,8 +213,28 @@ EXCEPTIONS: dict[str, Exception_] = {
     "depth_pro": Exception_(config={"intermediate_hook_ids": [1, 0]}),
     "diffusion_gemma_text": Exception_(config={"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
     "dots1": Exception_(config={"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}),
-    "edgetam_vision_model": Exception_(config={"backbone_config.architecture": "repvit_m1"}),
-    "efficientloftr": Exception_(inputs={"pixel_values": normal(2, 3, 64, 64)}),
+    "dots3_note": Exception_(inputs={"input_features": None}),
+    "dots3_note_audio_encoder": Exception_(
+        config={"conv_output_size": 96},
+        inputs={"input_features": normal(MEL, FRAMES), "chunk_sample_lengths": lambda d: torch.tensor([10240, 8960])},
+    ),
+    "dots3_note_text": Exception_(
+        config={
+            "rope_parameters": lambda c: {
+                kind: {**table, "partial_rotary_factor": 0.5} for kind, table in c.rope_parameters.items()
+            },
+        }
+    ),
+    "edgetam": Exception_(config={"prompt_encoder_config.patch_size": 16}),
+    "edgetam_vision_model": Exception_(
+        config={
+            "backbone_config.architecture": "repvit_m1",
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        }
+    ),
+    "efficientloftr": Exception_(
+        config={"num_attention_heads": 8, "num_key_value_heads": 8}, inputs={"pixel_values": normal(2, 3, 64, 64)}
+    ),
     "efficientnet": Exception_(config=_BLOCKS),
     "encodec": Exception_(inputs={"input_values": normal(1, 3200)}),
     "embedding_gemma2": Exception_(inputs={"pixel_values": None, "input_features": None}),
@@ -215,12 +243,19 @@ EXCEPTIONS: dict[str, Exception_] = {
             "vocabulary_map": {"<image>": 97, "<|extra_200|>": 96}
             | {f"<|visual token {code:06d}|>": 50 + code for code in range(40)},
             "image_token_id": 97,
+            "vq_config.hidden_size": 128,
+            "vq_config.codebook_size": 40,
         }
     ),
     "ernie4_5_vl_moe_text": Exception_(config=sections(1, 1, 2)),
     "esm": Exception_(config={"vocab_size": 99, "pad_token_id": 1, "mask_token_id": 98}),
+    **dict.fromkeys(
+        ("EvollaModel", "evolla"),
+        Exception_(inputs={"protein_input_ids": ids(11), "protein_attention_mask": ones(11)}),
+    ),
     "falcon_h1": Exception_(config={"mamba_d_ssm": 32}),
     "fast_vlm": Exception_(config={"vision_config.architecture": "fastvit_t8", "vision_config.hidden_size": 768}),
+    "fastspeech2_conformer": Exception_(config={"speaking_speed": 1e-9}, note="every phoneme lasts one frame"),
     "fastspeech2_conformer_hifigan": Exception_(
         config={"model_in_dim": MEL}, inputs={"spectrogram": normal(LENGTH, MEL)}
     ),
@@ -233,13 +268,29 @@ EXCEPTIONS: dict[str, Exception_] = {
     "fuyu": Exception_(inputs={"pixel_values": normal(16, 192)}),
     "gemma3": Exception_(config={"mm_tokens_per_image": 16}),
     "gemma3n_audio": Exception_(
-        inputs={"audio_mel": normal(FRAMES, MEL), "audio_mel_mask": lambda d: torch.zeros(BATCH, FRAMES).bool()}
+        inputs={"audio_mel": normal(FRAMES, 128), "audio_mel_mask": lambda d: torch.zeros(BATCH, FRAMES).bool()}
     ),
     "gemma3n_text": Exception_(config={"num_kv_shared_layers": 0}),
+    "gemma3n": Exception_(config={"vision_soft_tokens_per_image": 4}),
+    "gemma3n_vision": Exception_(
+        config={"architecture": "mobilenetv4_conv_small_035", "hidden_size": 336},
+        note="a small network of timm in place of mobilenetv5_300m",
+    ),
+    "gemma4": Exception_(
+        make=lambda: Gemma4Config(vision_config={}),
+        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places},
+    ),
+    "gemma4_unified": Exception_(
+        make=lambda: Gemma4UnifiedConfig(vision_config={}),
+        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places},
+    ),
     "gemma4_audio": Exception_(inputs={"input_features": normal(FRAMES, 128)}),
     "gemma4_vision": Exception_(inputs={"pixel_values": normal(36, 192), "pixel_position_ids": _places}),
     "glm4v_moe_text": Exception_(config=sections(1, 1, 1)),
     "glm4v_text": Exception_(config=sections(1, 1, 1)),
+    "glm_image": Exception_(
+        inputs={"pixel_values": None, "image_grid_thw": None}, note="words only: images become words by argmax"
+    ),
     "glm_image_text": Exception_(config=sections(1, 1, 1)),
     "glm_ocr_text": Exception_(config=sections(1, 1, 1)),
     "granite4_vision": Exception_(
@@ -254,14 +305,17 @@ EXCEPTIONS: dict[str, Exception_] = {
     "granite_docling": Exception_(
         inputs={"pixel_values": normal(2, 3, 64, 64), "pixel_attention_mask": lambda d: torch.ones(BATCH, 2).bool()}
     ),
-    "granite_speech": Exception_(inputs={"input_features": normal(FRAMES, 48)}),
+    **dict.fromkeys(
+        ("granite_speech", "granite_speech_plus"),
+        Exception_(config={"window_size": 15}, inputs={"input_features": hidden(FRAMES, "input_dim")}),
+    ),
     "granite_speech5_ctc": Exception_(inputs={"input_features": normal(FRAMES, 4 * MEL)}),
     "granite_speech5_encoder": Exception_(inputs={"input_features": normal(FRAMES, 4 * MEL)}),
     "granite_speech_encoder": Exception_(
-        config={"context_size": 16, "max_pos_emb": 32}, inputs={"input_features": hidden(FRAMES, "input_dim")}
+        config={"context_size": 16, "max_pos_emb": 32}, inputs={"hidden_states": hidden(FRAMES, "input_dim")}
     ),
     "granite_speech_plus_encoder": Exception_(
-        config={"context_size": 16, "max_pos_emb": 32}, inputs={"input_features": hidden(FRAMES, "input_dim")}
+        config={"context_size": 16, "max_pos_emb": 32}, inputs={"hidden_states": hidden(FRAMES, "input_dim")}
     ),
     "grounding-dino": Exception_(config={"d_model": 64}),
     "hunyuan_vl_text": Exception_(config=sections(1, 1, 1, 1)),
@@ -269,12 +323,14 @@ EXCEPTIONS: dict[str, Exception_] = {
     "idefics2_perceiver": Exception_(inputs={"context": hidden(9, "hidden_size"), "attention_mask": ones(9)}),
     "idefics_vision": Exception_(cls="idefics.vision:IdeficsVisionTransformer"),
     "informer": Exception_(make=lambda: InformerConfig(**_SERIES), inputs=_SERIES_INPUTS),
-    "inkling2": Exception_(inputs={"pixel_values": normal(24, 16, 16, 3)}),
-    "inkling2_vision": Exception_(
-        inputs={
-            "pixel_values": lambda d: d.normal(BATCH * 6, 16, 16, 3),
-            "image_grid_thw": lambda d: torch.tensor([[1, 2, 3]] * BATCH),
-        }
+    **dict.fromkeys(
+        ("inkling2", "inkling2_vision"),
+        Exception_(
+            inputs={
+                "pixel_values": lambda d: d.normal(BATCH * 6, 16, 16, 3),
+                "image_grid_thw": lambda d: torch.tensor([[1, 2, 3]] * BATCH),
+            }
+        ),
     ),
     "inkling_audio": Exception_(inputs={"audio_input_ids": lambda d: d.integers(0, 99, BATCH, LENGTH, MEL)}),
     "inkling_mm_model": Exception_(inputs={"pixel_values": lambda d: d.normal(BATCH, 2, 8, 8, 3)}),
@@ -312,7 +368,9 @@ EXCEPTIONS: dict[str, Exception_] = {
     "led": Exception_(config={"attention_window": 8}),
     "levit": Exception_(config={"patch_size": 16}),
     "lfm2_moe": Exception_(config={"layer_types": ["conv", "full_attention"]}),
-    "lightglue": Exception_(inputs={"pixel_values": normal(2, 3, 64, 64)}),
+    "lightglue": Exception_(
+        config={"keypoint_detector_config.keypoint_decoder_dim": 65}, inputs={"pixel_values": normal(2, 3, 64, 64)}
+    ),
     "lilt": Exception_(config={"hidden_size": 48}),
     "llama4_vision_model": Exception_(
         config={"intermediate_size": 128, "vision_output_dim": 48, "projector_output_dim": 48}
@@ -332,6 +390,7 @@ _NO_FORWARD = "its class has no forward; it only encodes inside {}"
 NOT_RUNNABLE: dict[str, str] = {
     "bark": "BarkModel has no forward: its parts take turns while generating",
     "chameleon_vqgan": _NO_FORWARD.format("chameleon"),
+    "edgetam_video": "its forward takes a session object with the video inside, not tensors",
     "emu3_vqgan": _NO_FORWARD.format("emu3"),
     "glm_image_vqmodel": _NO_FORWARD.format("glm_image"),
     "idefics_perciever": _PART.format("idefics"),

@@ -140,13 +140,14 @@ Makers = dict[str, Callable[[Draw], Any] | None]
 def example(model: PreTrainedModel, seed: int, special: Makers | None = None) -> dict[str, Any]:
     """Inputs for a model by what its forward calls its arguments; ``special`` says otherwise for some of them."""
     d, special = Draw(model, seed), special or {}
-    needed = _required(d.signature)
+    required = _required(d.signature)
+    needed = list(required)
     for kind, source in _SOURCES:
         if source in d.signature and (features := _features(d, kind)):
             needed += [name for name in _required(inspect.signature(features).parameters) if name in d.signature]
     makers = {name: _MAKERS[name] for name in d.signature if name in _MAKERS and (name in needed or name in _ALWAYS)}
     made = {name: maker(d) for name, maker in {**makers, **special}.items() if maker is not None}
-    if missing := set(needed) - set(made):
+    if missing := set(required) - set(made):
         raise NotImplementedError(f"no maker for {sorted(missing)}")
     if "input_ids" in made and "input_ids" not in special:
         for kind, source in _SOURCES:
@@ -162,8 +163,11 @@ def _token(d: Draw, kind: str) -> int | None:
 
 def _features(d: Draw, kind: str) -> Callable[..., Any] | None:
     """What makes the vectors of an image; a wrapper leaves it to the network inside."""
-    found = (getattr(module, f"get_{kind}_features", None) for module in (d.model, *d.model.children()))
-    return next((each for each in found if each is not None), None)
+    found = [getattr(module, f"get_{kind}_features", None) for module in (d.model, *d.model.children())]
+    named = [
+        each for each in found if each and any(p in dict(_SOURCES).values() for p in inspect.signature(each).parameters)
+    ]
+    return next(iter(named), None)
 
 
 def _place(d: Draw, made: dict[str, Any], kind: str, source: str) -> None:
@@ -174,7 +178,8 @@ def _place(d: Draw, made: dict[str, Any], kind: str, source: str) -> None:
     accepted = inspect.signature(features).parameters
     with torch.no_grad():
         out = features(**{k: v for k, v in made.items() if k in accepted and k != "input_ids"})
-    out = getattr(out, "pooler_output", out)
+    if not isinstance(out, (Tensor, list, tuple)):
+        out = out.last_hidden_state if out.pooler_output is None else out.pooler_output
     while isinstance(out, (list, tuple)) and not isinstance(out[0], Tensor):
         out = out[0]
     width = d.model.get_input_embeddings().embedding_dim

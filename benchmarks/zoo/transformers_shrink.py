@@ -65,7 +65,7 @@ _FIXED: tuple[tuple[str, int], ...] = (  # (field, at most); first match wins
     (r".*qk_rope_head_dim", 8), (r".*qk_nope_head_dim", 16), (r".*v_head_dim", 12), (r".*index_head_dim", 16),
     (r"linear_key_head_dim|linear_head_dim", 8), (r"qk_head_dim", 24),
     (r"(.*_)?(head_dim|d_kv|dim_head|d_head|kv_channels|attention_head_size)", 16),
-    (r"rotary_dim", 8),
+    (r"rotary_dim", 8), (r"hidden_size_per_layer_input|laurel_rank", 16),
     (r"num_experts_per_tok\w*|moe_k|moe_top_?k|top_?k|num_selected_experts|moe_topk", 2),
     (r"topk_group", 1), (r"n_group|num_expert_group", 2),
     (r".*shared_experts?|num_dense_layers|first_k_dense_replace|moe_num_shared_experts|prefix_dense\w*", 1),

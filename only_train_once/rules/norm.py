@@ -184,14 +184,16 @@ def group_norm(c: Context, node: Node) -> None:
 
 @rule("aten._weight_norm_interface", "aten._weight_norm")
 def weight_norm(c: Context, node: Node) -> None:
-    """``v * g / |v|`` with a norm per index of ``dim``: only g may be zero (v at zero is 0 / 0)."""
+    """``v * g / |v|`` with a norm per index of ``dim``, where only g may be zero (v at zero is 0 / 0).
+
+    Over the other dims the squares of v are summed: what leaves has to be zero in v, and is zero in the product.
+    """
     v, g = c.tensors(node)[:2]
     kept = int(node.argument("dim"))
     dims = list(c.dims(v))
     for d in range(len(dims)):
         if d != kept % len(dims):
-            c.freeze(dims[d], f"a norm runs over this dim at {c.graph.where(node)}")
-            dims[d] = None
+            c.need_zero(node, v, d)
     d = kept % len(dims)
     joined = c.tie(dims[d], c.dim(g, d), node)
     scale = c.label(g, d)

@@ -256,6 +256,58 @@ class HandRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class PowerRMSNorm(HandRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon, -0.5) * self.weight
+
+
+class HandLayerNorm(nn.Module):
+    """Without a bias, the mean taken away twice."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - mean).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - mean) * torch.rsqrt(variance + self.eps))
+
+
+class HandLayerNorm2d(nn.Module):
+    """Over the channels of an image, with a root and a division."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)
+        x = x / torch.sqrt((x * x).mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class NormedImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), HandLayerNorm2d()
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.norm(self.stem(x))))
+
+
+class HalfNorm(HandLayerNorm):
+    """No norm that is known: the mean is that of something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - 0.5 * mean).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - mean) * torch.rsqrt(variance + self.eps))
+
+
 class GroupNorms(nn.Module):
     """Whole norm groups leave; inside a group the count has to be remembered."""
 
@@ -630,6 +682,12 @@ BASICS: dict[str, Case] = {
     "layer_norm": Case(lambda: NormedStream(lambda: nn.LayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "rms_norm": Case(lambda: NormedStream(lambda: nn.RMSNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_rms_norm": Case(lambda: NormedStream(HandRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "power_rms_norm": Case(lambda: NormedStream(PowerRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "hand_layer_norm": Case(lambda: NormedStream(HandLayerNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "hand_layer_norm_2d": Case(NormedImages, images(), 8),
+    "half_a_norm": Case(
+        lambda: NormedStream(HalfNorm), lambda: torch.randn(3, 6), 12, reason="a mean divides by the count"
+    ),
     "group_norm": Case(GroupNorms, images(), 12),
     "instance_norm": Case(InstanceNorms, images(), 8),
     "plain_batch_norm": Case(PlainBatchNorm, images(), 8),
