@@ -218,6 +218,7 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.calls: list[ModuleCall] = []
         self.branches: list[Branch] = []
+        self.settled: set[int] = set()  # values that are the same whatever the data are (``torch.ones(n)``)
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
         self.counts: dict[int, SizeUse] = {}
@@ -314,7 +315,9 @@ class _Recorder(TorchDispatchMode):
         self.nodes.append(
             Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
         )
-        if self.nodes[-1].name in _SCALAR_READS:
+        if self.settled.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in func.tags:
+            self.settled.update(o for o in outputs if o is not None)
+        elif self.nodes[-1].name in _SCALAR_READS:
             self.branches.append(Branch(self.nodes[-1].index, self.stack[-1]))
         if self.checks is not None:
             self.checks.append(_checksum(result))

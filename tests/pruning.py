@@ -27,7 +27,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
             small = parameter.numel() == max(parameter.shape, default=1)  # a vector, whatever its rank
             if small:
                 parameter.copy_(normal(parameter) * 0.3 + (0.0 if name.endswith("bias") else 1.0))
-            elif parameter.abs().max() < 1e-4:
+            elif parameter.numel() and parameter.abs().max() < 1e-4:
                 parameter.copy_(normal(parameter) * 0.02)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
