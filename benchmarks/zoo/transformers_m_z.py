@@ -82,6 +82,7 @@ _INTRACLASS = {
     **{f"symmetric_conv_long_{r}ratio": [[k, k], 1, [k // 2, k // 2]] for r, k in _RATIOS},
 }  # fmt: skip
 
+
 def _omdet() -> PretrainedConfig:
     return OmDetTurboConfig(backbone_config=TimmBackboneConfig(backbone="resnet10t", out_indices=[1, 2, 3]))
 
@@ -175,7 +176,7 @@ EXCEPTIONS: dict[str, Exception_] = {
         "encoder_hidden_size": 4, "quantization_dim": lambda c: c.hidden_size + c.semantic_model_config.hidden_size}, inputs={
         "input_values": _normal(1, 3200), "input_features": _normal(10, 48)}),
     "radio": Exception_(config={"patch_dim": 192, "video_patch_dim": 384}),
-    "omdet-turbo": Exception_(make=_omdet, config={"apply_layernorm_after_vision_backbone": False, 
+    "omdet-turbo": Exception_(make=_omdet, config={"apply_layernorm_after_vision_backbone": False,
         "encoder_in_channels": [64, 128, 256]}, inputs={
         "classes_input_ids": lambda d: d.integers(5, 50, 2 * BATCH, 7),
         "classes_attention_mask": lambda d: torch.ones(2 * BATCH, 7).long(),
