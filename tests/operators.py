@@ -9,6 +9,7 @@ removable has to be offered (`missed`).
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -43,12 +44,14 @@ class Call:
     """One call of an operator.
 
     Attributes:
-        name: as in torch's table, with the number of the sample.
+        operator: as in torch's table.
+        name: the same with the variant and the number of the sample.
         function: takes the flattened arguments.
         leaves: flattened arguments; floating tensors with a dim are operands.
         structure: how the arguments nest.
     """
 
+    operator: str
     name: str
     function: Callable[..., Any]
     leaves: tuple[Any, ...]
@@ -76,17 +79,26 @@ def is_operand(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and leaf.numel() > 0
 
 
-def calls(count: int, names: Sequence[str] = ()) -> Iterator[Call]:
-    """Up to ``count`` samples of every operator that takes float64, those with the most dims to cut first."""
+def operators() -> list[str]:
+    """Names of the operators of torch's table that take float64."""
+    infos = [info for info in op_db if torch.float64 in info.dtypes and info.name not in _UNCHECKED]
+    return sorted({info.name for info in infos})
+
+
+def calls(operator: str, count: int) -> Iterator[Call]:
+    """Up to ``count`` samples of every variant of an operator, those with the most dims to cut first."""
     for info in op_db:
-        if (names and info.name not in names) or torch.float64 not in info.dtypes or info.name in _UNCHECKED:
+        if info.name != operator:
             continue
         found: list[tuple[tuple[int, ...], Call]] = []
-        for number, sample in enumerate(info.sample_inputs("cpu", torch.float64)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says about its own samples
+            samples = list(enumerate(info.sample_inputs("cpu", torch.float64)))
+        for number, sample in samples:
             leaves, structure = pytree.tree_flatten(((sample.input, *sample.args), sample.kwargs))
             name = f"{info.name}{'.' + info.variant_test_name if info.variant_test_name else ''}#{number}"
             leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            call = Call(name, info.op, tuple(leaves), structure)
+            call = Call(info.name, name, info.op, tuple(leaves), structure)
             shapes = [leaves[i].shape for i in call.operands]
             if not shapes or any(s.numel() > _LARGEST for s in shapes):
                 continue

@@ -31,6 +31,22 @@ def addmm(c: Context, node: Node) -> None:
     _matmul(c, node, a, b, bias)
 
 
+@rule("aten.addr")
+def outer(c: Context, node: Node) -> None:
+    """``base + column x row``: zero where the base is, and the column or the row."""
+    base, *vectors = c.tensors(node)[:3]
+    dims: list[Dim] = []
+    for d, vector in enumerate(vectors):
+        own = d - (2 - c.rank(base))
+        here = c.dim(vector, 0)
+        if own >= 0 and c.shape(base)[own] > 1:
+            here = c.tie(here, c.dim(base, own), node)
+        elif isinstance(here, Label):
+            here = here.with_zero(False)
+        dims.append(here)
+    c.set(node, dims)
+
+
 @rule("aten.linear")
 def linear(c: Context, node: Node) -> None:
     x, weight, *bias = c.tensors(node)
@@ -148,3 +164,41 @@ def distance(c: Context, node: Node) -> None:
     batch = [c.tie(c.dim(a, d), c.dim(b, d), node) for d in range(c.rank(a) - 2)]
     batch = without_zeros(batch)
     c.set(node, [*batch, c.dim(a, -2), c.dim(b, -2)])
+
+
+# which arguments are the matrices and the right-hand sides
+_SYSTEMS = {
+    "aten.linalg_solve_triangular": (0, 1), "aten._linalg_solve_ex": (0, 1), "aten.cholesky_solve": (1, 0),
+    "aten.triangular_solve": (1, 0),
+}  # fmt: skip
+
+
+@rule(*_SYSTEMS)
+def solve(c: Context, node: Node) -> None:
+    """``matrix @ x = right`` (or ``x @ matrix = right``): the systems of a batch and the columns are independent.
+
+    A column of zeros has a solution of zeros.
+    """
+    tensors = c.tensors(node)
+    matrix, right = (tensors[i] for i in _SYSTEMS[node.name])
+    if c.rank(matrix) != c.rank(right):
+        c.freeze_node(node, "is one system or many, which their ranks decide")
+        return
+    inner = -2 if bool(node.argument("left", True)) else -1
+    for index, d in ((matrix, -1), (matrix, -2), (right, inner)):
+        c.freeze(c.dim(index, d), f"is solved for at {c.graph.where(node)}")
+    dims: list[Dim] = []
+    for d in range(c.rank(right) - 2):
+        of_right = c.dim(right, d)
+        joined = c.tie(c.dim(matrix, d), of_right, node)
+        if isinstance(joined, Label):
+            # a system at zero has no solution, so its matrix has to keep its numbers
+            joined = joined.with_zero(of_right.zero if isinstance(of_right, Label) else False)
+        dims.append(joined)
+    c.ignore(node, matrix, *range(c.rank(matrix) - 2))
+    columns = c.dim(right, -1 if inner == -2 else -2)
+    c.set(node, [*dims, *([None, columns] if inner == -2 else [columns, None])])
+    for output in range(1, len(node.outputs)):  # factors, pivots and messages
+        made = node.outputs[output]
+        if made is not None:
+            c.set(node, [*without_zeros(dims), *[None] * (c.rank(made) - len(dims))], output)

@@ -171,7 +171,21 @@ def counting(c: Context, node: Node) -> None:
         _set_reduced(c, node, dims if output < _ZERO_OUTPUTS.get(node.name, 0) else plain, reduced, output)
 
 
-@rule("aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.argsort")
+@rule("aten.cumsum")
+def running_sum(c: Context, node: Node) -> None:
+    """A zero adds nothing to what follows, but what was summed before it stands in its place."""
+    x = c.tensors(node)[0]
+    d = int(node.argument("dim")) % max(c.rank(x), 1)
+    dims = list(c.dims(x))
+    label = dims[d] if dims else None
+    if isinstance(label, Label):
+        c.need_zero(node, x, d)
+        c.leak(label.ids)
+        dims[d] = label.with_zero(False)
+    c.set(node, dims)
+
+
+@rule("aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp", "aten.sort", "aten.argsort")
 def ordered(c: Context, node: Node) -> None:
     """The order of the indices matters: the axis is frozen, the others pass. Zeros give zeros, but not positions."""
     x = c.tensors(node)[0]
