@@ -157,6 +157,50 @@ def test_half_of_a_row_needs_the_whole_row() -> None:
     assert {g.name: g.multiple for g in groups.prunable} == {"left": 8, "right": 8, "weight": 8}
 
 
+class Pairs(nn.Module):
+    """Of a row in three parts the middle is read as complex numbers where it lies."""
+
+    def __init__(self, before: int = 8, after: int = 6) -> None:
+        super().__init__()
+        self.before, self.middle, self.after = before, 4, after
+        self.row, self.out = nn.Linear(6, before + 4 + after), nn.Linear(before + 4 + after, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, middle, after = self.row(x).split([self.before, self.middle, self.after], -1)
+        turned = torch.view_as_complex(middle.reshape(len(x), -1, 2)) * 1j
+        return self.out(torch.cat([before.relu(), torch.view_as_real(turned).flatten(-2), after.relu()], -1))
+
+
+def test_complex_numbers_in_place_need_rows_of_pairs() -> None:
+    for sizes, message in (((7, 6), "divisible by 2"), ((8, 5), "divisible by 2"), ((7, 5), "divisible by 2")):
+        with pytest.raises(RuntimeError, match=message):
+            Pairs(*sizes)(torch.randn(5, 6))
+    model, x = Pairs(), torch.randn(5, 6)
+    randomize(model)
+    groups = groups_of(model, x)
+    assert sorted((g.size, g.multiple) for g in groups.prunable) == [(2, 1), (6, 2), (8, 2)]
+    zero(model, groups, choose(groups))
+    subnet, _ = construct_subnet(model, groups)
+    assert verify_subnet(model, subnet, x, tolerance=1e-9).max_relative_difference <= 1e-9
+
+
+def test_what_lies_before_a_cut_is_aligned_too() -> None:
+    """Each of the first units is twice in the row, which is even whatever leaves; but the middle begins behind one."""
+
+    class Twice(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            before, middle, _ = self.row(x).split([self.before, self.middle, self.after], -1)
+            row = torch.cat([before, middle, before], -1)
+            before, middle, again = row.split([self.before, self.middle, self.before], -1)
+            turned = torch.view_as_complex(middle.reshape(len(x), -1, 2)) * 1j
+            return self.out(torch.cat([before.relu(), torch.view_as_real(turned).flatten(-2), again.relu()], -1))
+
+    with pytest.raises(RuntimeError, match="divisible by 2"):
+        Twice(7, 7)(torch.randn(5, 6))
+    groups = groups_of(Twice(8, 8), torch.randn(5, 6))
+    assert (8, 2) in {(g.size, g.multiple) for g in groups.prunable}
+
+
 class Columns(nn.Module):
     """The columns of a transposed weight are rows of nothing but the gradient."""
 
