@@ -78,8 +78,7 @@ def _rms_site(c: Context, node: Node, label: Label) -> int | None:
     value = node.outputs[0]
     for _ in range(4):  # mean -> (+ eps) -> rsqrt, or sqrt and a division; casts in between
         readers = c.consumers.get(value, []) if value is not None else []
-        names = {n.name for n in readers}
-        if names & {"aten.rsqrt", "aten.sqrt"} and all(n.module == path for n in readers):
+        if any(map(_is_root, readers)) and all(n.module == path for n in readers):
             return norm_dim(c, node, label)
         if len(readers) != 1 or readers[0].name not in ("aten.add", "aten._to_copy", "aten.clamp_min"):
             return None
@@ -87,6 +86,10 @@ def _rms_site(c: Context, node: Node, label: Label) -> int | None:
             return None  # the bound would have to scale as well
         value = readers[0].outputs[0]
     return None
+
+
+def _is_root(node: Node) -> bool:
+    return node.name in ("aten.rsqrt", "aten.sqrt") or (node.name == "aten.pow" and node.args[1] in (0.5, -0.5))
 
 
 def _is_square(node: Node) -> bool:

@@ -256,6 +256,14 @@ class HandRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class PowerRMSNorm(HandRMSNorm):
+    """The root is written as a power (Gemma)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean_squared = x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon
+        return x * torch.pow(mean_squared, -0.5) * self.weight
+
+
 class GroupNorms(nn.Module):
     """Whole norm groups leave; inside a group the count has to be remembered."""
 
@@ -601,6 +609,7 @@ BASICS: dict[str, Case] = {
     "layer_norm": Case(lambda: NormedStream(lambda: nn.LayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "rms_norm": Case(lambda: NormedStream(lambda: nn.RMSNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_rms_norm": Case(lambda: NormedStream(HandRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "power_rms_norm": Case(lambda: NormedStream(PowerRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "group_norm": Case(GroupNorms, images(), 12),
     "instance_norm": Case(InstanceNorms, images(), 8),
     "plain_batch_norm": Case(PlainBatchNorm, images(), 8),
