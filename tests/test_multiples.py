@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from only_train_once import OTO
-from only_train_once.errors import SurgeryError
+from only_train_once.errors import SurgeryError, VerificationError
 from only_train_once.groups import GroupList, Kind, ParamSlice, PruningGroup, Role, find_groups
 from only_train_once.labels import Label, LabelStore
 from only_train_once.multiples import leave_in_multiples
@@ -273,6 +274,22 @@ def test_units_that_are_too_many_stay_at_zero(caplog: pytest.LogCaptureFixture) 
     assert not subnet.report.excluded
     outcome = {g["name"]: g for g in json.loads(json.dumps(subnet.report.to_dict()))["groups"]}
     assert (outcome["gate_up"]["removed"], outcome["gate_up"]["multiple"]) == (8, 8)
+
+
+def test_rows_that_the_kernel_refuses_do_not_pass_for_exact() -> None:
+    """The comparison in float64 takes any row; groups that say nothing about multiples are found out all the same."""
+    model, x = GroupedExperts(), torch.randn(2, 5, 8)
+    randomize(model)
+    oto = OTO(model, x)
+    silent = GroupList([dataclasses.replace(g, multiple=1) for g in oto.groups])
+    zero(model, silent, {"gate_up": np.arange(10)})
+    subnet, _ = construct_subnet(model, silent)
+    with pytest.raises(VerificationError, match=r"does not run in its own dtype: .* multiple of 16 bytes"):
+        verify_subnet(model, subnet, x)
+    oto._groups = silent
+    with pytest.raises(VerificationError, match=r"no group can be cut .* multiple of 16 bytes"):
+        oto.construct_subnet()
+    assert verify_subnet(model.double(), subnet.double(), x.double()).max_relative_difference <= 1e-9
 
 
 def test_all_units_at_zero_leave_as_many_as_may(caplog: pytest.LogCaptureFixture) -> None:
