@@ -41,6 +41,7 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("its units lie unevenly in rows", "parts of equal length"),
     ("more than one index has to be left", "nothing: an average over one index would be that index"),
     ("a mean divides by the count", "a sum, or a mean over another dim"),
+    ("one index is picked", "an operator over the whole dim instead of one index after the other"),
     ("its entries are chosen by data", "nothing: which experts are read differs from input to input"),
     ("groups are chosen by data", "nothing: which rows go to which expert differs from input to input"),
     ("the largest of this dim are picked", "nothing: an index whose score is zero can be picked"),

@@ -112,12 +112,12 @@ def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Input
     fruitless = 0
     for seed in range(_OTHER_INPUTS):
         before, state = recorder.unused(), recorder.state()
-        if fruitless:
-            _roll_weights(recorder.model, seed)
         try:
+            if fruitless:
+                _roll_weights(recorder.model, seed)
             _run(recorder, log, fresh_inputs(inputs, seed))
         except TraceError as error:
-            logger.info("the model does not run on other values than the example's (%s)", error)
+            logger.info("the model does not run on other values than its own and the example's (%s)", error)
             recorder.forget(state)
             return
         if recorder.unused() == before:
@@ -133,10 +133,14 @@ def _roll_weights(model: nn.Module, seed: int) -> None:
     """Move the entries of every parameter along its first dim: other weights, of the same distribution."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim():
-                shift = int(torch.randint(max(parameter.shape[0], 1), (), generator=generator))
+        for name, parameter in model.named_parameters():
+            shift = int(torch.randint(max([*parameter.shape[:1], 1]), (), generator=generator))
+            if shift == 0:
+                continue
+            try:
                 parameter.copy_(parameter.roll(shift, 0))
+            except Exception as error:  # a tensor of a class of its own
+                raise TraceError(f"{name} takes no other values: {type(error).__name__}: {error}") from error
 
 
 def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:

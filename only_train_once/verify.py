@@ -4,7 +4,8 @@
 Both networks are copied to float64 and run on fresh inputs: shaped like the example, with other values. What a
 forward casts to float32 by name is kept in float64 as well (`inputs.in_float64`). In float64 a correct cut differs by
 rounding only, some 1e-15, and a wrong one by much more than the tolerance, so nothing has to be judged. The networks
-are compared in evaluation mode, and in training mode where the full network is deterministic there.
+are compared in evaluation mode, and in training mode where the full network is deterministic there. The subnet
+also runs once in its own dtype, whose kernels may refuse sizes that those of float64 take.
 
 Batch statistics over a handful of values can amplify rounding by many orders of magnitude. Where a difference in
 training mode exceeds the tolerance, the full network is therefore compared with itself, its weights changed by a
@@ -125,6 +126,8 @@ def verify_subnet(
         bench = _set_up(full, subnet, inputs, samples, seed)
         allowed = _TOLERANCE[bench.dtype] if tolerance is None else tolerance
         worst, names, skipped, rounding = _compare(bench, "eval", allowed, ignore_shape_mismatch)
+        if bench.dtype is not _own_dtype(full):
+            _check_runs(full, subnet, inputs)
         modes: tuple[str, ...] = ("eval",)
         deterministic = _trains_alike(bench)
         if deterministic:
@@ -167,9 +170,13 @@ class _Bench:
             return dict(_flatten(call_model(model, clone_inputs(inputs))))
 
 
+def _own_dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def _set_up(full: nn.Module, subnet: nn.Module, inputs: Inputs, samples: int, seed: int) -> _Bench:
     """Float64 on fresh inputs if the full network runs so; else its own dtype, else the example itself."""
-    own = next((p.dtype for p in full.parameters() if p.is_floating_point()), torch.float32)
+    own = _own_dtype(full)
     failure: Exception | None = None
     drawn = [fresh_inputs(inputs, seed + i) for i in range(samples)]
     for fresh, candidates in ((True, drawn), (False, [inputs])):
@@ -192,6 +199,20 @@ def _set_up(full: nn.Module, subnet: nn.Module, inputs: Inputs, samples: int, se
         f"{type(full).__name__} does not run on its example inputs: {failure}. Give what its forward takes: a tensor, "
         "a tuple of positional arguments or a dict of keyword arguments."
     ) from failure
+
+
+def _check_runs(full: nn.Module, subnet: nn.Module, inputs: Inputs) -> None:
+    """The subnet runs as it is where the full network does: kernels may want what those of float64 do not."""
+    own = _own_dtype(subnet)
+    cast = inputs if own is _own_dtype(full) else cast_inputs(inputs, own)
+    try:
+        call_model(copy_module(subnet).eval(), clone_inputs(cast))
+    except Exception as error:
+        try:
+            call_model(copy_module(full).eval(), clone_inputs(inputs))
+        except Exception:
+            return
+        raise VerificationError(f"the subnet does not run in its own dtype: {type(error).__name__}: {error}") from error
 
 
 def _trains_alike(bench: _Bench) -> bool:

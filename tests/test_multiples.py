@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from only_train_once import OTO
-from only_train_once.errors import SurgeryError
+from only_train_once.errors import SurgeryError, VerificationError
 from only_train_once.groups import GroupList, Kind, ParamSlice, PruningGroup, Role, find_groups
 from only_train_once.labels import Label, LabelStore
 from only_train_once.multiples import leave_in_multiples
@@ -157,6 +158,50 @@ def test_half_of_a_row_needs_the_whole_row() -> None:
     assert {g.name: g.multiple for g in groups.prunable} == {"left": 8, "right": 8, "weight": 8}
 
 
+class Pairs(nn.Module):
+    """Of a row in three parts the middle is read as complex numbers where it lies."""
+
+    def __init__(self, before: int = 8, after: int = 6) -> None:
+        super().__init__()
+        self.before, self.middle, self.after = before, 4, after
+        self.row, self.out = nn.Linear(6, before + 4 + after), nn.Linear(before + 4 + after, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, middle, after = self.row(x).split([self.before, self.middle, self.after], -1)
+        turned = torch.view_as_complex(middle.reshape(len(x), -1, 2)) * 1j
+        return self.out(torch.cat([before.relu(), torch.view_as_real(turned).flatten(-2), after.relu()], -1))
+
+
+def test_complex_numbers_in_place_need_rows_of_pairs() -> None:
+    for sizes, message in (((7, 6), "divisible by 2"), ((8, 5), "divisible by 2"), ((7, 5), "divisible by 2")):
+        with pytest.raises(RuntimeError, match=message):
+            Pairs(*sizes)(torch.randn(5, 6))
+    model, x = Pairs(), torch.randn(5, 6)
+    randomize(model)
+    groups = groups_of(model, x)
+    assert sorted((g.size, g.multiple) for g in groups.prunable) == [(2, 1), (6, 2), (8, 2)]
+    zero(model, groups, choose(groups))
+    subnet, _ = construct_subnet(model, groups)
+    assert verify_subnet(model, subnet, x, tolerance=1e-9).max_relative_difference <= 1e-9
+
+
+def test_what_lies_before_a_cut_is_aligned_too() -> None:
+    """Each of the first units is twice in the row, which is even whatever leaves; but the middle begins behind one."""
+
+    class Twice(Pairs):
+        def forward(self, x: Tensor) -> Tensor:
+            before, middle, _ = self.row(x).split([self.before, self.middle, self.after], -1)
+            row = torch.cat([before, middle, before], -1)
+            before, middle, again = row.split([self.before, self.middle, self.before], -1)
+            turned = torch.view_as_complex(middle.reshape(len(x), -1, 2)) * 1j
+            return self.out(torch.cat([before.relu(), torch.view_as_real(turned).flatten(-2), again.relu()], -1))
+
+    with pytest.raises(RuntimeError, match="divisible by 2"):
+        Twice(7, 7)(torch.randn(5, 6))
+    groups = groups_of(Twice(8, 8), torch.randn(5, 6))
+    assert (8, 2) in {(g.size, g.multiple) for g in groups.prunable}
+
+
 class Columns(nn.Module):
     """The columns of a transposed weight are rows of nothing but the gradient."""
 
@@ -229,6 +274,22 @@ def test_units_that_are_too_many_stay_at_zero(caplog: pytest.LogCaptureFixture) 
     assert not subnet.report.excluded
     outcome = {g["name"]: g for g in json.loads(json.dumps(subnet.report.to_dict()))["groups"]}
     assert (outcome["gate_up"]["removed"], outcome["gate_up"]["multiple"]) == (8, 8)
+
+
+def test_rows_that_the_kernel_refuses_do_not_pass_for_exact() -> None:
+    """The comparison in float64 takes any row; groups that say nothing about multiples are found out all the same."""
+    model, x = GroupedExperts(), torch.randn(2, 5, 8)
+    randomize(model)
+    oto = OTO(model, x)
+    silent = GroupList([dataclasses.replace(g, multiple=1) for g in oto.groups])
+    zero(model, silent, {"gate_up": np.arange(10)})
+    subnet, _ = construct_subnet(model, silent)
+    with pytest.raises(VerificationError, match=r"does not run in its own dtype: .* multiple of 16 bytes"):
+        verify_subnet(model, subnet, x)
+    oto._groups = silent
+    with pytest.raises(VerificationError, match=r"no group can be cut .* multiple of 16 bytes"):
+        oto.construct_subnet()
+    assert verify_subnet(model.double(), subnet.double(), x.double()).max_relative_difference <= 1e-9
 
 
 def test_all_units_at_zero_leave_as_many_as_may(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..graph import Node
 from ..labels import Dim, Label
+from .memory import align_rows
 from .registry import Context, rule
 
 # The kernel wants rows of whole 16 bytes. Of the dtypes it takes the narrowest have 2 bytes an entry: a subnet with
@@ -40,8 +41,8 @@ def grouped_mm(c: Context, node: Node) -> None:
                 group = group.with_zero(left.zero | right.zero)
     rows = None if flat_a and not flat_b else c.dim(a, -2)
     columns = None if flat_b and not flat_a else c.dim(b, -1)
-    _align(c, a)
-    _align(c, b)
+    align_rows(c, a, ALIGNMENT)
+    align_rows(c, b, ALIGNMENT)
     c.multiple(columns, ALIGNMENT)
     bias = c.tensor(node, "bias")
     if bias is not None:
@@ -49,28 +50,3 @@ def grouped_mm(c: Context, node: Node) -> None:
         columns = c.tie(columns, c.dim(bias, -1), node)
         rows, group = (d.with_zero(False) if isinstance(d, Label) else d for d in (rows, group))
     c.set(node, [rows, columns] if flat_a != flat_b else [group, rows, columns])
-
-
-def _align(c: Context, operand: int) -> None:
-    """The dim along which an operand's memory runs is a whole number of 16 bytes, and so is a row it is a part of.
-
-    A matrix may lie row by row or column by column (a weight of ``(groups, m, k)`` that is transposed).
-    """
-    shape, strides = c.shape(operand), c.value(operand).strides
-    along, across = (-2, -1) if strides[-2] == 1 and strides[-1] >= max(1, shape[-2]) else (-1, -2)
-    c.multiple(c.dim(operand, along), ALIGNMENT)
-    if strides[across] == shape[along]:
-        return
-    value: int | None = operand
-    while value is not None:  # half of a row: what it was cut from, as far back as the memory is the same
-        for d, (size, stride) in enumerate(zip(c.shape(value), c.value(value).strides, strict=True)):
-            if stride == 1 and size > 1:
-                c.multiple(c.dim(value, d), ALIGNMENT)
-        made = c.producers.get(value)
-        value = made.inputs[0] if made is not None and _is_view(made) else None
-
-
-def _is_view(node: Node) -> bool:
-    """Whether the first output is other names for the memory of the first input."""
-    returned = node.op._schema.returns
-    return bool(returned) and returned[0].alias_info is not None and not returned[0].alias_info.is_write

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..graph import Node
 from ..labels import Dim, Label, Spread
+from .memory import align_rows
 from .registry import Context, rule, without_zeros
 
 _SOME = 2_147_483_647  # a prime that no other size is a multiple of
@@ -387,7 +388,9 @@ def channel_shuffle(c: Context, node: Node) -> None:
 
 @rule("aten.view_as_complex")
 def view_as_complex(c: Context, node: Node) -> None:
+    """Pairs of neighbours are read as numbers, without a copy: rows are whole pairs."""
     x = c.tensors(node)[0]
+    align_rows(c, x, 2)
     dims = list(c.dims(x))
     c.freeze(dims.pop(), f"becomes real and imaginary part at {c.graph.where(node)}")
     c.set(node, dims)

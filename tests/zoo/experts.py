@@ -216,6 +216,19 @@ class GroupLimited(Fused):
     mix = GatheredExperts.mix
 
 
+class LoopedExperts(Fused):
+    """One tensor for all, an expert after the other."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        weights, chosen = self.top(x)
+        out = torch.zeros_like(x)
+        for number in range(self.experts_count):
+            row, place = torch.where(chosen == number)
+            gate, up = (x[row] @ self.gate_up[number]).chunk(2, -1)
+            out = out.index_add(0, row, (F.silu(gate) * up) @ self.down[number] * weights[row, place, None])
+        return out
+
+
 class ReluTop(GatheredExperts):
     """Scores that are 0 where the router's row is, and the largest two of them."""
 
@@ -247,6 +260,21 @@ class SigmoidGates(Dense):
 
     def gates(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.router(x))
+
+
+class BiasedGates(Network):
+    """Biases everywhere: an expert's own are zero with it; that of its gate leaves with it."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.router = nn.Linear(WIDTH, 6)
+        self.up, self.down = (nn.Parameter(torch.randn(6, *shape) * 0.2) for shape in ((WIDTH, 12), (12, WIDTH)))
+        self.up_bias, self.down_bias = (nn.Parameter(torch.randn(6, 1, width)) for width in (12, WIDTH))
+
+    def mix(self, x: Tensor) -> Tensor:
+        inner = torch.baddbmm(self.up_bias, x.expand(self.experts_count, -1, -1), self.up)
+        out = torch.baddbmm(self.down_bias, F.gelu(inner), self.down)
+        return (out * torch.sigmoid(self.router(x)).t()[..., None]).sum(0)
 
 
 class NormalizedRelu(Dense):
@@ -370,6 +398,8 @@ EXPERTS: dict[str, Case] = {
     "grouped_experts": Case(GroupedExperts, tokens(8), INNER, "groups are chosen by data", wide=INNER + WIDTH),
     "grouped_transposed": Case(GroupedTransposed, tokens(8), INNER, "groups are chosen by data", wide=INNER + WIDTH),
     "group_limited": Case(GroupLimited, tokens(8), INNER, "its entries are chosen by data", wide=INNER + WIDTH),
+    "looped_experts": Case(LoopedExperts, tokens(8), INNER, "one index is picked", wide=INNER + WIDTH),
+    "biased_gates": Case(BiasedGates, tokens(8), 12 + 6, wide=12 + 6 + WIDTH),
     "relu_top": Case(ReluTop, tokens(8), INNER, "the largest of this dim are picked", wide=INNER + WIDTH),
     "sigmoid_gates": Case(SigmoidGates, tokens(8), INNER + 6, wide=INNER + 6 + WIDTH),
     "normalized_relu": Case(NormalizedRelu, tokens(8), INNER + 6, wide=INNER + 6 + WIDTH),
