@@ -1131,6 +1131,7 @@ FOURIER = {
     "over_both": seq(lambda m, x: torch.fft.fftn(x, dim=(1, 2)).real, 0),
     "padded": seq(lambda m, x: torch.fft.irfft(torch.fft.rfft(x, n=8, dim=1), n=8, dim=1)[:, : x.shape[1]], 8),
     "magnitude_and_angle": seq(lambda m, x: torch.fft.rfft(x, dim=1).abs() + torch.fft.rfft(x, dim=1).angle(), 8),
+    "angle_of_minus_zero": seq(lambda m, x: (-torch.fft.rfft(x, dim=1)).angle(), 8),
     "shifted": seq(lambda m, x: torch.fft.fftshift(torch.fft.fft(x, dim=1), dim=1).imag, 8),
     "complex_weights": seq(
         lambda m, x: torch.fft.irfft(torch.einsum("bni,nio->bno", torch.fft.rfft(x, dim=1), m.w), n=4, dim=1),

@@ -81,11 +81,13 @@ def _probe_node(c: Context, node: Node, operands: list[int], zeros: tuple[bool, 
     if not any(zeros) and node.name not in ("aten.zero", "aten.fill", "aten.masked_fill"):
         return False
     order = tuple(operands.index(i) for i in c.tensors(node))
-    kinds = tuple(
-        "f" if is_float(c.value(i).dtype) else "b" if c.value(i).dtype == torch.bool else "i" for i in operands
-    )
+    kinds = tuple(_kind(c.value(i).dtype) for i in operands)
     scalars = pytree.tree_map_only(Ref, lambda _: None, (node.args, dict(node.kwargs)))
     return _probe(node.op, order, kinds, zeros, repr(scalars), _Arguments(node.args, dict(node.kwargs)))
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "c" if dtype.is_complex else "f" if is_float(dtype) else "b" if dtype == torch.bool else "i"
 
 
 class _Arguments:
@@ -105,16 +107,21 @@ class _Arguments:
 def _probe(
     op: Any, order: tuple[int, ...], kinds: tuple[str, ...], zeros: tuple[bool, ...], text: str, arguments: _Arguments
 ) -> bool:
-    """Whether the operator gives exactly 0 when the operands marked in ``zeros`` are 0 and the others anything."""
+    """Whether the operator gives exactly 0 when the operands marked in ``zeros`` are 0 and the others anything.
+
+    A weight below 0 times 0 is -0, which some operators tell from 0 (the angle of a complex number).
+    """
     generator = torch.Generator().manual_seed(0)
     tensors: list[Tensor] = []
     for kind, zero in zip(kinds, zeros, strict=True):
         x = torch.randn(16, generator=generator, dtype=torch.float64) * 3
-        if kind == "b":
+        if kind == "c":
+            x = torch.complex(x, x.roll(1))
+        elif kind == "b":
             x = x > 0  # a mask holds both, so that a selection is zero only where both sides are
         elif kind == "i":
             x = x.to(torch.int64)
-        tensors.append(torch.zeros_like(x) if zero else x)
+        tensors.append(_zeros(x) if zero else x)
     operands = iter([tensors[i] for i in order])
     args = pytree.tree_map_only(Ref, lambda _: next(operands), arguments.args)
     ignored = ("dtype", "device", "layout", "memory_format", "pin_memory", "out")
@@ -128,6 +135,15 @@ def _probe(
         return False  # it does not run on plain numbers: nothing is known, and that is not zero
     result = result[0] if isinstance(result, (list, tuple)) else result
     return bool((result == 0).all())
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Zeros of both signs, in all combinations where there are two parts."""
+    if not is_float(x.dtype):
+        return torch.zeros_like(x)
+    signs = torch.arange(len(x)) % 4
+    real, imag = (torch.where(signs < 2, 0.0, -0.0).double(), torch.where(signs % 2 == 0, 0.0, -0.0).double())
+    return torch.complex(real, imag) if x.is_complex() else real
 
 
 _MAKE_ZERO = {"aten.zeros": True, "aten.new_zeros": True, "aten.zeros_like": True}
