@@ -17,7 +17,7 @@ from only_train_once.trace import output_tensors, trace
 
 from .pruning import choose, randomize, zero
 from .zoo import ZOO
-from .zoo.attention import Encoder, ReturnsWeights, SelfAttention
+from .zoo.attention import Encoder, GivenMask, ReturnsWeights, SelfAttention
 
 LAYER, ATTENTION = "aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention"
 
@@ -95,13 +95,18 @@ def test_tokens_are_packed_only_where_every_layer_is_fused(heads: int, packed: b
     assert torch.allclose(expected[ids != 0], found[ids != 0], rtol=1e-4, atol=1e-5)
 
 
-def test_heads_leave_unless_their_average_is_read() -> None:
-    """The average over heads divides by their count; where nobody reads it, it does not matter."""
+def test_heads_leave_unless_somebody_counts_them() -> None:
+    """The average over heads divides by their count; where nobody reads it, it does not matter.
+
+    A mask for every head that comes from outside keeps them all.
+    """
     x = torch.randn(2, 5, 6)
     unread = find_groups(trace(SelfAttention({}, batch_first=True), x))
     assert "stem:heads" in unread.prunable
     read = find_groups(trace(ReturnsWeights(), x), wide=True)
     assert [group.name for group in read.prunable] == ["attn.out_proj"]
+    given = find_groups(trace(GivenMask(), ZOO["mha_given_mask"].inputs()), wide=True)
+    assert [group.name for group in given.prunable] == ["attn.out_proj"]
 
 
 def test_the_width_a_module_gives_is_free_of_its_heads() -> None:
