@@ -81,7 +81,9 @@ class FullWidthLayerNorm(nn.LayerNorm):
             out = out * (self.weight if several else _along(self.weight, self.dim, x.ndim))
         if self.bias is not None:
             out = out + (self.bias if several else _along(self.bias, self.dim, x.ndim))
-        return out.to(input.dtype)
+        out = out.to(input.dtype)
+        # torch's own kernel lays its result out anew, and code behind it may rely on that (``.view``)
+        return out.contiguous() if several or self.dim == -1 else out
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}"

@@ -73,7 +73,9 @@ def construct_subnet(
 
     Raises:
         ConfigurationError: ``removed`` names a group or a unit that does not exist.
-        SurgeryError: the groups do not fit the model, or a norm cannot be told the full width.
+        SurgeryError: the groups do not fit the model, a norm cannot be told the full width, or ``removed`` names a
+            number of units that cannot leave together (`PruningGroup.multiple`); of units found at zero, those that
+            are too many stay, with a warning.
     """
     with torch.inference_mode(False):  # or the subnet could never be trained
         record = plan(model, groups, removed, fold_norms=fold_norms)
@@ -167,6 +169,10 @@ def plan(
     wanted: Mapping[str, Sequence[int] | NDArray[np.int64]]
     wanted = zero_units(model, by_name.values()) if removed is None else removed
     units = {name: _chosen(by_name, name, chosen) for name, chosen in wanted.items()}
+    if removed is None:
+        units = {name: whole_multiples(by_name[name], chosen) for name, chosen in units.items()}
+    for name, chosen in units.items():
+        _check_multiple(by_name[name], len(chosen))
     units = {name: chosen for name, chosen in units.items() if len(chosen)}
 
     gone = _removed_positions(by_name, units, first)
@@ -174,8 +180,9 @@ def plan(
         # Groups that overlap on a dim can empty it together though each keeps a unit.
         role, name, dim = empty[0]
         culprit = next(n for n in units if any(_key(s, first) == empty[0] for s in by_name[n].slices))
-        logger.warning("%s: unit %d stays, or %s[%d] would be empty", culprit, units[culprit][0], name, dim)
-        units[culprit] = units[culprit][1:]
+        staying = _staying(units[culprit][: by_name[culprit].multiple])
+        logger.warning("%s: %s, or %s[%d] would be empty", culprit, staying, name, dim)
+        units[culprit] = units[culprit][by_name[culprit].multiple :]
         units = {n: chosen for n, chosen in units.items() if len(chosen)}
         gone = _removed_positions(by_name, units, first)
 
@@ -243,9 +250,39 @@ def _chosen(
     if len(units) and not group.prunable:
         raise SurgeryError(f"group {name!r} is frozen ({group.reason}), no unit of it can be removed")
     if len(units) == group.size and group.size:
-        logger.warning("%s: all %d units are to be removed; unit %d stays", name, group.size, units[0])
-        return units[1:]
+        staying = units[: group.size - group.most]
+        logger.warning("%s: all %d units are to be removed; %s", name, group.size, _staying(staying))
+        return units[len(staying) :]
     return units
+
+
+def _staying(units: NDArray[np.int64]) -> str:
+    return f"unit {units[0]} stays" if len(units) == 1 else f"units {units.tolist()} stay"
+
+
+def whole_multiples(group: PruningGroup, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of ``units`` as many as may leave together (`PruningGroup.multiple`), from the first on."""
+    count = len(units) // group.multiple * group.multiple
+    if count < len(units):
+        logger.warning("%s", staying_at_zero(group, len(units), count))
+    return units[:count]
+
+
+def staying_at_zero(group: PruningGroup, zero: int, leaving: int) -> str:
+    """What to tell about units that are at zero and stay."""
+    return (
+        f"{group.name}: {zero - leaving} of {zero} units at zero stay in the subnet: units leave in multiples of "
+        f"{group.multiple}"
+    )
+
+
+def _check_multiple(group: PruningGroup, count: int) -> None:
+    if count % group.multiple:
+        below = count // group.multiple * group.multiple
+        raise SurgeryError(
+            f"group {group.name!r}: {count} units are to be removed, but they leave in multiples of {group.multiple} "
+            f"(an operator wants rows of such a length); remove {below} or {min(below + group.multiple, group.most)}"
+        )
 
 
 def _whole_numbers(name: str, chosen: Any, size: int) -> NDArray[np.int64]:
@@ -511,8 +548,15 @@ def _read_sizes_back(module: nn.Module) -> None:
     names = {base.__name__ for base in type(module).__mro__}
     for kind, read in _SIZES:
         if kind in names if isinstance(kind, str) else isinstance(module, kind):
-            with torch.no_grad():
-                sizes = read(module)
+            # In training a spectral norm moves its buffers whenever somebody looks at the weight.
+            modes = [(part, part.training) for part in module.modules()]
+            try:
+                module.eval()
+                with torch.no_grad():
+                    sizes = read(module)
+            finally:
+                for part, mode in modes:
+                    part.training = mode
             for name, value in sizes.items():
                 # A subclass may compute a size as a property; what it has no room for it does not read either.
                 if name in vars(module):

@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal"})
 # int attributes that shape no tensor dim; leaving them alone saves time in every convolution
 _NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
-_OTHER_INPUTS = 8  # passes at most over other data; one that touches no further parameter is dropped
+_OTHER_INPUTS = 64  # passes at most over other data; one that touches no further parameter is dropped
+_FRUITLESS = 8  # so many of those in a row are enough
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
 # Recorded as one call: their parts are a score of operators per time step, and other ones on every device.
 _WHOLE: dict[Any, Any] = {
@@ -105,9 +106,16 @@ def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
 
 
 def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
-    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too."""
+    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too.
+
+    Where other inputs show nothing new, the copy gets other weights as well: a router that never chooses an expert on
+    these inputs then chooses another way. What the code can do with the values is a question about the code alone.
+    """
+    fruitless = 0
     for seed in range(_OTHER_INPUTS):
         before, state = recorder.unused(), recorder.state()
+        if fruitless:
+            _roll_weights(recorder.model, seed)
         try:
             _run(recorder, log, fresh_inputs(inputs, seed))
         except TraceError as error:
@@ -116,8 +124,21 @@ def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Input
             return
         if recorder.unused() == before:
             recorder.forget(state)
-        elif not recorder.hidden():
+            fruitless += 1
+        else:
+            fruitless = 0
+        if fruitless == _FRUITLESS or not recorder.hidden():
             return
+
+
+def _roll_weights(model: nn.Module, seed: int) -> None:
+    """Move the entries of every parameter along its first dim: other weights, of the same distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim():
+                shift = int(torch.randint(max(parameter.shape[0], 1), (), generator=generator))
+                parameter.copy_(parameter.roll(shift, 0))
 
 
 def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
@@ -201,8 +222,10 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.calls: list[ModuleCall] = []
         self.branches: list[Branch] = []
+        self.settled: set[int] = set()  # values that are the same whatever the data are (``torch.ones(n)``)
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
+        self.counts: dict[int, SizeUse] = {}
         self.paths = {id(m): path for path, m in model.named_modules()}
         self.names: dict[int, tuple[ValueKind, str]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
@@ -244,7 +267,8 @@ class _Recorder(TorchDispatchMode):
 
     def _new_value(self, tensor: Tensor, kind: ValueKind, name: str = "") -> int:
         index = len(self.values)
-        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name))
+        strides = tensor.stride() if tensor.layout is torch.strided else ()
+        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name, tuple(strides)))
         self.known[id(tensor)] = (TensorWeakRef(tensor), index)
         return index
 
@@ -297,7 +321,9 @@ class _Recorder(TorchDispatchMode):
         self.nodes.append(
             Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
         )
-        if self.nodes[-1].name in _SCALAR_READS:
+        if self.settled.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in func.tags:
+            self.settled.update(o for o in outputs if o is not None)
+        elif self.nodes[-1].name in _SCALAR_READS:
             self.branches.append(Branch(self.nodes[-1].index, self.stack[-1]))
         if self.checks is not None:
             self.checks.append(_checksum(result))
@@ -462,6 +488,7 @@ class _Recorder(TorchDispatchMode):
             bases={path: tuple(c.__name__ for c in type(m).__mro__) for path, m in modules.items()},
             uses=tuple(dict.fromkeys(self.uses)),
             equal_parts=tuple(dict.fromkeys(self.equal_parts)),
+            counts=self.counts,
             guards=self.guards,
             calls=tuple(self.calls),
             branches=tuple(self.branches),
@@ -494,11 +521,13 @@ class _FunctionRecorder(TorchFunctionMode):
             return self.recorder.record(_overload(_WHOLE[func], args), _replace(args, SizeInt, int), {})
         result = func(*args, **kwargs)
         handler = _HANDLERS.get(func)
-        if handler is None:
-            if self.log is not None:
-                self._escapes(args, kwargs, first)
-            return result
-        return handler(self, func, args, kwargs, result)
+        if handler is not None:
+            return handler(self, func, args, kwargs, result)
+        if self.log is not None:
+            self._escapes(args, kwargs, first)
+        if len(self.recorder.nodes) > first + 1 and func not in _FITS:
+            self._hidden(func, args, kwargs, first)
+        return result
 
     def _escapes(self, args: Any, kwargs: Any, first: int) -> None:
         """A size that a call computes with as a number (``x / x.shape[1]``) has to stay what it is."""
@@ -511,6 +540,33 @@ class _FunctionRecorder(TorchFunctionMode):
                     for size in sizes:
                         if int.__eq__(size, value):
                             size.escapes()
+
+    def _hidden(self, func: Any, args: Any, kwargs: Any, first: int) -> None:
+        """What a function that calls several operators does with sizes that it read itself, unseen.
+
+        It may repeat something as often as another tensor is long, or divide by a count.
+        """
+        leaves = pytree.tree_leaves((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        known = {int(leaf) for leaf in leaves if isinstance(leaf, int)}
+        counts: set[int] = set()
+        for node in self.recorder.nodes[first:]:
+            if node.name == "aten.expand":
+                made, old = node.outputs[0], self.recorder.values[node.inputs[0]].shape
+                assert made is not None
+                new = self.recorder.values[made].shape
+                offset = len(new) - len(old)
+                for dim in range(len(new)):
+                    if (dim < offset or old[dim - offset] != new[dim]) and new[dim] not in known:
+                        const = Expr("const", (new[dim],))
+                        self.recorder.uses.append(SizeUse(made, dim, new[dim], const, self._where(func)))
+                        counts.add(new[dim])
+            elif node.name in ("aten.div", "aten.mul") and _is_count(node.args[1], leaves):
+                counts |= {size for tensor in given for size in tensor.shape}
+        for tensor in given:
+            for dim, size in enumerate(tensor.shape):
+                if size in counts:
+                    self._use(tensor, dim, size, Expr("const", (size,)), func)
 
     # Handlers return what the caller gets.
 
@@ -664,6 +720,15 @@ class _FunctionRecorder(TorchFunctionMode):
             self._use(tensor, dim, tensor.shape[dim], expr_of(size), func)
         return result
 
+    def groups(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The count of groups of a convolution, or of a group norm."""
+        name, place = ("num_groups", 1) if func is torch.group_norm else ("groups", 6)
+        given = args[place] if len(args) > place else kwargs.get(name, 1)
+        if isinstance(result, Tensor):
+            value = self.recorder.value_of(result)
+            self.recorder.counts[value] = SizeUse(value, 1, int(given), expr_of(given), self._where(func))
+        return result
+
     def attention(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """Without a given scale the softmax is scaled by the size of the head-dim, which then has to stay."""
         if kwargs.get("scale") is None:
@@ -693,7 +758,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.data: (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, t.new_tensor),
         mode.sizes: (
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
-            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,
+            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty, t.sum_to_size,
         ),
         mode.like: (t.expand_as, t.view_as, t.reshape_as),
         mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),  # type: ignore[attr-defined]
@@ -706,12 +771,34 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.narrow: (t.narrow, torch.narrow),
         mode.getitem: (t.__getitem__,),
         mode.layer_norm: (torch.layer_norm, torch.rms_norm),
+        mode.groups: (
+            torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+            torch.conv_transpose3d, torch.group_norm,
+        ),
         mode.attention: (torch.nn.functional.scaled_dot_product_attention,),
     }  # fmt: skip
     return {func: handler for handler, funcs in table.items() for func in funcs}
 
 
 _HANDLERS = _handlers()
+
+
+# These repeat their operands only to fit each other, and take part in products that tie the dims anyway.
+_FITS = frozenset(
+    {
+        torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.einsum,
+        torch.functional.einsum, torch._VF.einsum, torch.bmm, torch.nn.functional.linear,  # type: ignore[attr-defined]
+        torch.nn.functional.bilinear, torch.tensordot, torch.functional.tensordot, torch.take_along_dim,
+        torch.Tensor.take_along_dim, torch.trapezoid, torch.trapz,
+    }
+)  # fmt: skip
+
+
+def _is_count(value: Any, given: Sequence[Any]) -> bool:
+    """Whether an operand is a whole number above 1 that the caller did not give."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 2 or value != int(value):
+        return False
+    return not any(type(leaf) in (int, float) and leaf == value for leaf in given)
 
 
 def _plus(left: Expr, right: Expr) -> Expr:

@@ -27,7 +27,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
             small = parameter.numel() == max(parameter.shape, default=1)  # a vector, whatever its rank
             if small:
                 parameter.copy_(normal(parameter) * 0.3 + (0.0 if name.endswith("bias") else 1.0))
-            elif parameter.abs().max() < 1e-4:
+            elif parameter.numel() and parameter.abs().max() < 1e-4:
                 parameter.copy_(normal(parameter) * 0.02)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
@@ -37,11 +37,12 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 
 def choose(groups: GroupList, share: float = 0.4, seed: int = 0) -> dict[str, NDArray[np.int64]]:
-    """A random share of the units of every prunable group, at least one, never all."""
+    """A random share of the units of every prunable group, never all; as few as may leave at a time, or more."""
     random = np.random.default_rng(seed)
     chosen = {}
     for group in groups.prunable:
-        count = min(max(round(group.size * share), 1), group.size - 1)
+        step = group.multiple
+        count = min(max(round(group.size * share / step), 1) * step, group.most)
         chosen[group.name] = np.sort(random.permutation(group.size)[:count]).astype(np.int64)
     return chosen
 

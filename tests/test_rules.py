@@ -262,6 +262,13 @@ CONTRACTION = {
         floats((5,)),
         8,
     ),
+    "vdot": Row(
+        lambda: Net(
+            lambda m, x: m.o(torch.vdot(m.a(x), m.w)[None]), a=nn.Linear(5, 8), w=parameter(8)(), o=nn.Linear(1, 2)
+        ),
+        floats((5,)),
+        8,
+    ),
     "addmm": flat(lambda m, x: torch.addmm(m.b, x, m.w, beta=2, alpha=3), 16, w=parameter(8, 8), b=parameter(8)),
     # a bias that is one number for all channels cannot be zero for one of them: the readers have to be
     "addmm_scalar_bias": flat(lambda m, x: torch.addmm(m.b, x, m.w), 16, w=parameter(8, 8), b=parameter(1)),
@@ -354,6 +361,16 @@ CONVOLUTION = {
     ),
 }
 
+CONVOLUTION |= {
+    # the count of groups comes from a shape, an attribute of another name, a literal
+    "groups_of_shape": image(lambda m, x: F.conv2d(x, m.w, groups=x.shape[1]), 8, w=lambda: torch.randn(8, 1, 3, 3)),
+    "groups_of_attribute": image(lambda m, x: F.conv2d(x, m.w, None, 1, 1, 1, m.c), 8, w=parameter(8, 1, 3, 3), c=8),
+    "groups_half_of_shape": image(
+        lambda m, x: F.conv2d(x, m.w, groups=x.shape[1] // 2), 4 + 2, w=parameter(8, 2, 3, 3)
+    ),
+    "groups_literal": image(lambda m, x: F.conv2d(x, m.w, groups=8), 0, w=parameter(8, 1, 3, 3)),
+}
+
 NORM = {
     "batch_norm1d": flat(lambda m, x: F.relu(m.n(x)), 8, n=lambda: nn.BatchNorm1d(8)),
     "batch_norm_tokens": seq(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), 8, n=lambda: nn.BatchNorm1d(8)),
@@ -397,7 +414,7 @@ NORM = {
         floats((3, 5)),
         8,
     ),
-    # a norm over the rows of the reader's weight counts the columns of removed units: they stay
+    # along the dims that the norm of a weight runs over, a column at zero adds nothing
     "weight_norm_reader": Row(
         lambda: Net(
             lambda m, x: m.o(F.relu(m.a(x))),
@@ -405,8 +422,20 @@ NORM = {
             o=nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)),
         ),
         floats((3, 5)),
-        0,
+        8,
     ),
+    "weight_norm_kernel": conv(lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 6, 3), dim=2), 14, space=1),
+    "weight_norm_inputs": conv(lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3), dim=1), 14),
+    "weight_norm_transposed": conv(lambda: nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(8, 6, 3)), 14, 1),
+    "spectral_norm": conv(lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), 14),
+    # v over its own norm, without an epsilon: the gain alone may be zero
+    "weight_norm_by_hand": flat(
+        lambda m, x: F.linear(x, m.v * (m.g / m.v.norm(dim=1, keepdim=True))),
+        16,
+        v=parameter(8, 8),
+        g=parameter(8, 1),
+    ),
+    "weight_over_norm": flat(lambda m, x: F.linear(x, m.v / m.v.norm(dim=1, keepdim=True)), 16, v=parameter(8, 8)),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),
@@ -548,6 +577,9 @@ SHAPE = {
     "narrow": flat(lambda m, x: torch.cat([x.narrow(1, 3, 5), x.narrow(1, 0, 3)], 1), 0),
     "narrow_attribute": flat(lambda m, x: x.narrow(1, 0, m.h) + x.narrow(1, m.h, m.h), 4, after=4, h=4),
     "select": seq(lambda m, x: x[:, 0], 8),
+    # `w[0]` is asked for its sizes alone
+    "select_unread": flat(lambda m, x: F.linear(x, m.w) * m.w[0].numel(), 8, w=parameter(8, 8)),
+    "select_unread_out_of_range": flat(lambda m, x: F.linear(x, m.w) * (m.w[7].dim() + 1), 8, w=parameter(8, 8)),
     "select_channel": seq(lambda m, x: x[..., 2:3] + x.select(-1, 1)[..., None], 0, after=1),
     "unbind": seq(lambda m, x: sum(x.unbind(1)), 8),
     "unbind_channels": seq(lambda m, x: torch.stack(x.unbind(-1), -1), 0),
@@ -621,6 +653,28 @@ SHAPE = {
     "channel_shuffle": image(lambda m, x: m.s(x), 4, s=lambda: nn.ChannelShuffle(2)),
     "channel_shuffle_by_hand": image(
         lambda m, x: x.view(2, m.k, -1, 6, 6).transpose(1, 2).reshape(2, -1, 6, 6), 2 + 4, k=2
+    ),
+    # the code says that there are as many channels after the shuffle as before, not that they keep their places
+    "channel_shuffle_sized": image(
+        lambda m, x: x.view(2, 2, x.shape[1] // 2, 6, 6).transpose(1, 2).reshape(2, x.shape[1], 6, 6), 4
+    ),
+    # 2 groups of 8 are dealt, and read in groups again: groups, positions by twos, and the outputs of every group
+    "channel_shuffle_then_groups": image(
+        lambda m, x: m.b(m.s(x)),
+        2 + 4 + 4,
+        width=16,
+        s=lambda: nn.ChannelShuffle(2),
+        b=lambda: nn.Conv2d(16, 8, 1, groups=2),
+    ),
+    "repeated_then_heads": flat(lambda m, x: x.repeat_interleave(3, 1).view(3, m.h, -1).sum(1), 4, after=12, h=2),
+    # heads are put beside the images, and taken back into the channels without saying how many there were
+    "heads_beside_batch": seq(
+        lambda m, x: (
+            m.b(x).view(2, 4, m.h, -1).flatten(2).transpose(1, 2).reshape(2 * m.h, -1, 4).view(2, -1, 4).transpose(1, 2)
+        ),
+        8 + 4 + 2,
+        h=4,
+        b=lambda: nn.Linear(8, 8),
     ),
     "glu": flat(lambda m, x: F.glu(x), 4, after=4),
     "glu_channels": image(lambda m, x: F.glu(x, 1), 4, after=4),
@@ -977,6 +1031,11 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "conj": lambda x: torch.complex(x, x).conj().imag.contiguous(),
     "silu_gate": lambda x: x * F.silu(x.cos()),
     "divide": lambda x: x / (1 + x.exp()),
+    # at 0 there is no number, or no slope: the layer keeps its values, and what reads them is zero
+    "divide_by_itself": lambda x: x.sin() / x,
+    "power_half": lambda x: x.abs() ** 0.5,
+    "log": lambda x: x.abs().log(),
+    "over_its_length": lambda x: x / x.norm(dim=1, keepdim=True),
     "frexp": lambda x: torch.frexp(x)[1].double() + torch.frexp(x)[0],
     "ones_of_shape": lambda x: x * torch.ones(x.shape[-1], dtype=x.dtype),
     "arange_of_shape": lambda x: x + torch.zeros(x.shape, dtype=x.dtype),

@@ -534,6 +534,12 @@ def test_norms_in_half_precision_follow_torch() -> None:
                 assert relative(b.double(), a.double()) <= tolerance, (ours, dtype, scale)
 
 
+def test_a_layer_norm_lays_its_result_out_as_torch_does() -> None:
+    x = torch.randn(2, 16, 5).transpose(1, 2)
+    assert nn.LayerNorm(16)(x).stride() == FullWidthLayerNorm(16, 20)(x).stride()
+    assert nn.LayerNorm((5, 16))(x).stride() == FullWidthLayerNorm((5, 16), 20)(x).stride()
+
+
 def test_attributes_are_read_back_from_the_tensors() -> None:
     model, groups, _ = made("images")
     subnet: Any = construct_subnet(model, groups)[0]

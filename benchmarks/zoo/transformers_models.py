@@ -8,24 +8,22 @@ at all is in `NOT_RUNNABLE` with the cause.
 from __future__ import annotations
 
 import importlib
-import inspect
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import importlib.util
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
+from . import transformers_a_l, transformers_m_z
 from .network import Network
+from .transformers_exceptions import Exception_, configure
+from .transformers_inputs import example
+from .transformers_shrink import shrink
 
-BATCH, LENGTH, IMAGE, PATCH, POSITIONS, MEL = 2, 13, 64, 8, 128, 16
-
-# ---------------------------------------------------------------------------------------------- which class of a type
+EXCEPTIONS = transformers_a_l.EXCEPTIONS | transformers_m_z.EXCEPTIONS
+NOT_RUNNABLE = transformers_a_l.NOT_RUNNABLE | transformers_m_z.NOT_RUNNABLE
 
 # The heads by preference; MODEL is the bare one. A type takes the first that it has.
 _TASKS = (
@@ -70,386 +68,6 @@ def _first(classes: str | tuple[str, ...]) -> str:
     return classes if isinstance(classes, str) else classes[0]
 
 
-# ---------------------------------------------------------------------------------------------- a small configuration
-
-
-def parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """The configuration and those inside it."""
-    yield config
-    for value in vars(config).values():
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, PretrainedConfig):
-                yield from parts(each)
-
-
-@dataclass
-class _Sizes:
-    """What the numbers of one configuration tree become. Equal numbers in the same role stay equal."""
-
-    width: dict[int, int] = field(default_factory=dict)
-    vocabulary: dict[int, int] = field(default_factory=dict)
-    token: dict[int, int] = field(default_factory=dict)
-
-
-_WIDTH = re.compile(
-    r"(.*_)?(hidden_sizes?|hidden_dim|dim|dims|d_model|d_ff|ffn_dim|ffn_size|intermediate_size\w*|channels?|n_embd|"
-    r"embd_dim|embed_dim|width|d_inner|embedding_size|units|size|inner_dim|inplanes|ffn|dff|proj_size|embds)"
-)
-_NOT_WIDTH = re.compile(
-    r".*(image|patch|window|kernel|vocab|chunk|crop|grid|pool|num_|max_|batch|block|merge|beam|context|stride|"
-    r"sampling|hop|shape|context|mask_size|head_dim|dim_head|roi|train|feat_size|group_size|conv_L|padding|reduc|step|"
-    r"background|codebook_size|state_size|d_state|position_embedding_size|generation|frame_size|spec_size|"
-    r"unit_size|canvas|n_fft|in_channels_|audio_channels).*|scale|expand"
-)
-_TOKEN = re.compile(r".*(_id|_ids|_token_index|_idx)|.*token_id.*")
-_VOCABULARY = re.compile(r".*vocab_size.*|codebook_size|n_codes_total")
-_LAYERS = re.compile(
-    r"(.*_)?(num_\w*layers|layers|n_layers?|depth|num_blocks|num_layers_\w+)|num_hidden_groups|n_attn_blocks|\w+_num_layers"
-)
-_LAYER_LISTS = re.compile(
-    r"(layer_types|mlp_layer_types|.*_layers|layers_.*|no_rope.*|.*_per_layer|.*pattern.*|.*types)"
-)
-_HEADS = re.compile(
-    r"(.*_)?(num|n)_(\w+_)?heads?(_per_stage)?|(.*_)?attention_heads|(.*_)?heads|encoder_attention_heads"
-)
-_TAPS = re.compile(
-    r"(backbone_out|_?out|intermediate|encoder_projection)\w*_(indices|ids)|_?out_indices|.*hook_ids|feature_layers?"
-)
-_PICKS = re.compile(r".*(indexes|indices|_idxs|layer_ids)")
-_FIXED: tuple[tuple[str, int], ...] = (  # (field, at most); first match wins
-    (r".*qk_rope_head_dim", 8), (r".*qk_nope_head_dim", 16), (r".*v_head_dim", 12), (r".*index_head_dim", 16),
-    (r"linear_key_head_dim|linear_head_dim", 8), (r"qk_head_dim", 24),
-    (r"(.*_)?(head_dim|d_kv|dim_head|d_head|kv_channels|attention_head_size)", 16),
-    (r"num_experts_per_tok\w*|moe_k|moe_top_?k|top_?k|num_selected_experts|moe_topk", 2),
-    (r"topk_group", 1), (r"n_group|num_expert_group", 2),
-    (r".*shared_experts?|num_dense_layers|first_k_dense_replace|moe_num_shared_experts|prefix_dense\w*", 1),
-    (r".*(n|num)_(\w+_)?experts|expert_num", 4),
-    (r"index_topk\w*", 4),
-    (r"image_size|img_size|resolution|crop_size|input_size|pretrain_image_size", IMAGE),
-    (r"patch_size|patch_sizes", PATCH),
-    (r".*max_\w*position_embeddings|.*n_positions|n_ctx|max_pos_emb\w*|context_length|max_seq_len|seq_len", POSITIONS),
-    (r"max_(source|target|speech|text)_positions", 30),
-    (r"num_mel_bins|n_mel_bins|input_feat_per_channel|feature_size|mel_dim", MEL),
-    (r"num_position_embeddings", (IMAGE // PATCH) ** 2),
-    (r"num_conv_pos_embeddings", 16), (r"num_conv_pos_embedding_groups", 4),
-    (r"window_size", 4), (r"sliding_window\w*", 8), (r"num_queries|num_query_tokens|\w*num_latents\w*", 7),
-    (r"(.*_)?(state_size|d_state)", 16), (r".*chunk_size", 8), (r".*n_groups|.*num_groups", 2),
-    (r"\w+_lora_rank|time_step_rank|mamba_dt_rank", 12),
-)  # fmt: skip
-_FIXED_RE = [(re.compile(pattern), most) for pattern, most in _FIXED]
-
-
-def shrink(config: PretrainedConfig) -> None:
-    """Make a default configuration small, in place."""
-    tree = list(parts(config))
-    sizes = _Sizes()
-    widths, vocabularies, tokens = set(), set(), set()
-    for part in tree:
-        for key, value in vars(part).items():
-            numbers = list(_numbers(value))
-            if _is_width(key):
-                widths.update(n for n in numbers if n >= 24)
-            elif _VOCABULARY.fullmatch(key):
-                vocabularies.update(n for n in numbers if n >= 64)
-            elif _TOKEN.fullmatch(key):
-                tokens.update(n for n in numbers if n >= 20)
-    sizes.width = {value: 32 + 16 * rank for rank, value in enumerate(sorted(widths))}
-    sizes.vocabulary = {value: 99 + 12 * rank for rank, value in enumerate(sorted(vocabularies))}
-    sizes.token = {value: 98 - rank for rank, value in enumerate(sorted(tokens, reverse=True))}
-    for part in tree:
-        _shrink_part(part, sizes)
-
-
-def _is_width(key: str) -> bool:
-    return bool(_WIDTH.fullmatch(key)) and not _NOT_WIDTH.fullmatch(key)
-
-
-def _numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _numbers(each)
-
-
-def _map(value: Any, function: Callable[[int], int]) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map(each, function) for each in value)
-    return value
-
-
-def _heads(value: int) -> int:
-    return {1: 1, 2: 2, 3: 2}.get(value, 4)
-
-
-def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
-    before = dict(vars(part))
-    after: dict[str, Any] = {}
-    count = before.get("num_hidden_layers") or before.get("n_layer") or before.get("num_layers") or before.get("depth")
-    chosen = _chosen_layers(before, count) if isinstance(count, int) else []
-    for key, value in before.items():
-        if isinstance(value, (dict, str, bool)) or value is None or key in ("id2label", "chunk_size_feed_forward"):
-            continue
-        if chosen and isinstance(value, (list, tuple)) and len(value) == count and not _TAPS.fullmatch(key):
-            value = type(value)(value[i] for i in chosen)
-            after[key] = value
-        if (
-            chosen
-            and _TAPS.fullmatch(key)
-            and isinstance(value, (list, tuple))
-            and max(_numbers(value), default=0) >= len(chosen)
-        ):
-            top = len(chosen) - (0 if "out_indices" in key else 1)
-            after[key] = type(value)(max(top - len(value) + 1 + i, 0) for i in range(len(value)))
-        elif (
-            chosen
-            and _PICKS.fullmatch(key)
-            and isinstance(value, (list, tuple))
-            and all(isinstance(i, int) for i in value)
-        ):
-            after[key] = type(value)([1])
-        elif key in ("layer_types", "mlp_layer_types"):
-            pass
-        elif _VOCABULARY.fullmatch(key):
-            after[key] = _map(value, lambda n: sizes.vocabulary.get(n, n))
-        elif _TOKEN.fullmatch(key):
-            after[key] = _map(value, lambda n: sizes.token.get(n, n))
-        elif fixed := next((most for pattern, most in _FIXED_RE if pattern.fullmatch(key)), None):
-            after[key] = _map(value, lambda n: min(n, fixed))
-        elif _is_width(key):
-            after[key] = _map(value, lambda n: sizes.width.get(n, n))
-        elif _LAYERS.fullmatch(key) and isinstance(value, int):
-            after[key] = len(chosen) if value == count and chosen else min(value, 2)
-        elif key in ("depths", "block_repeats", "num_block_repeats", "stage_num_blocks", "blocks_per_stage"):
-            after[key] = _map(value, lambda n: min(n, 2))
-        elif "key_value_heads" in key or key in ("num_kv_heads", "n_head_kv", "kv_n_heads"):
-            heads = next((before[k] for k in ("num_attention_heads", "num_heads", "n_head") if k in before), None)
-            after[key] = _map(value, lambda n, heads=heads: 4 if n == heads and n > 1 else min(n, 2))  # type: ignore[misc]
-        elif key in ("linear_num_key_heads",):
-            after[key] = 2
-        elif _HEADS.fullmatch(key):
-            after[key] = _map(value, _heads)
-    _fix(before, after)
-    for key, value in after.items():
-        setattr(part, key, value)
-    _fix_rope(part, before)
-    if hasattr(part, "use_cache"):
-        part.use_cache = False
-
-
-def _chosen_layers(before: dict[str, Any], count: int) -> list[int]:
-    """The layers that stay: two, or one of every kind, or one for each tap."""
-    lists = [v for k, v in before.items() if isinstance(v, (list, tuple)) and len(v) == count and k.endswith("types")]
-    kinds = list(zip(*lists, strict=True)) if lists else [()] * count
-    first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
-    chosen = sorted(first.values())
-    wanted = [2]
-    for key, value in before.items():
-        if _TAPS.fullmatch(key) and isinstance(value, (list, tuple)):
-            wanted.append(len(value))
-    for i in range(count):
-        if len(chosen) >= min(count, max(wanted)):
-            break
-        if i not in chosen:
-            chosen.append(i)
-    return sorted(chosen)
-
-
-def _fix(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Keep what held between the numbers."""
-
-    def both(*keys: str) -> bool:
-        return all(isinstance(before.get(key), int) and isinstance(after.get(key), int) for key in keys)
-
-    for head in ("head_dim", "d_kv"):
-        for heads in ("num_attention_heads", "num_heads", "n_head"):
-            for hidden in ("hidden_size", "d_model"):
-                if both(head, heads, hidden) and before[head] * before[heads] == before[hidden]:
-                    after[head] = after[hidden] // after[heads]
-    if both("qk_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"):
-        after["qk_head_dim"] = after["qk_nope_head_dim"] + after["qk_rope_head_dim"]
-    for heads, head in (
-        ("mamba_n_heads", "mamba_d_head"),
-        ("mamba_num_heads", "mamba_head_dim"),
-        ("num_heads", "head_dim"),
-    ):
-        expand = before.get("mamba_expand", before.get("expand"))
-        if (
-            both(heads, head, "hidden_size")
-            and expand
-            and before[heads] * before[head] == int(expand * before["hidden_size"])
-        ):
-            after[heads] = 4
-            after[head] = int(expand * after["hidden_size"]) // 4
-
-
-def _fix_rope(part: PretrainedConfig, before: dict[str, Any]) -> None:
-    def walk(table: dict[str, Any]) -> None:
-        for key, value in table.items():
-            if isinstance(value, dict):
-                walk(value)
-            elif key == "mrope_section":
-                head = getattr(part, "head_dim", None) or part.hidden_size // part.num_attention_heads
-                old = before.get("head_dim") or before["hidden_size"] // before["num_attention_heads"]
-                total = head // 2 * sum(value) * 2 // old
-                new = [n * total // sum(value) for n in value]
-                new[0] += total - sum(new)
-                table[key] = new
-            elif key == "original_max_position_embeddings":
-                table[key] = POSITIONS // 2
-
-    for key in ("rope_parameters", "rope_scaling"):
-        if isinstance(getattr(part, key, None), dict):
-            walk(getattr(part, key))
-
-
-# ------------------------------------------------------------------------------------------------------------- inputs
-
-
-class Draw:
-    """Random inputs for one model from one seed."""
-
-    def __init__(self, model: PreTrainedModel, seed: int) -> None:
-        self.model, self.config = model, model.config
-        self.text = model.config.get_text_config()
-        self.generator = torch.Generator().manual_seed(seed)
-        self.signature = inspect.signature(model.forward).parameters
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator)
-
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=self.generator)
-
-    def find(self, *keys: str, default: Any = None) -> Any:
-        """The first of these fields that some part of the configuration has."""
-        for key in keys:
-            for part in parts(self.config):
-                value = getattr(part, key, None)
-                if value is not None:
-                    return value
-        return default
-
-    def image(self) -> tuple[int, ...]:
-        size = self.find("image_size", "img_size", default=IMAGE)
-        size = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-        return (self.find("num_channels", default=3), *size)
-
-
-def _ids(d: Draw) -> Tensor:
-    return d.integers(5, 50, BATCH, LENGTH)
-
-
-def _grid(d: Draw) -> Tensor:
-    return torch.tensor([[1, 4, 6]] * BATCH)
-
-
-def _patches(d: Draw) -> Tensor:
-    size, frames = d.find("patch_size"), d.find("temporal_patch_size", default=1)
-    return d.normal(BATCH * 24, d.find("in_channels", "num_channels", default=3) * frames * size * size)
-
-
-def _pixels(d: Draw) -> Tensor:
-    if "image_grid_thw" in d.signature:
-        return _patches(d)
-    if "spatial_shapes" in d.signature:
-        return d.normal(BATCH, 16, 3 * d.find("patch_size") ** 2)
-    if "pixel_attention_mask" in d.signature:
-        return d.normal(BATCH, 1, *d.image())
-    return d.normal(BATCH, *d.image())
-
-
-_MAKERS: dict[str, Callable[[Draw], Any]] = {
-    "input_ids": _ids,
-    "decoder_input_ids": _ids,
-    "pixel_values": _pixels,
-    "pixel_values_videos": lambda d: d.normal(BATCH, d.find("num_frames", default=4), *d.image()),
-    "image_grid_thw": _grid,
-    "grid_thw": _grid,
-    "hidden_states": _patches,
-    "input_features": lambda d: d.normal(BATCH, d.find("num_mel_bins", default=MEL), 60),
-    "input_values": lambda d: d.normal(BATCH, 3200),
-    "spatial_shapes": lambda d: torch.tensor([[4, 4]] * BATCH),
-    "image_sizes": lambda d: torch.tensor([list(d.image()[1:])] * BATCH),
-    "bbox": lambda d: torch.stack([torch.arange(4).repeat(LENGTH, 1) * 5] * BATCH),
-}
-_ALWAYS = (
-    "input_ids",
-    "decoder_input_ids",
-    "pixel_values",
-    "input_features",
-    "input_values",
-    "image_grid_thw",
-    "image_sizes",
-    "spatial_shapes",
-    "bbox",
-)
-
-
-def example(model: PreTrainedModel, seed: int) -> dict[str, Any]:
-    """Inputs for a model by what its forward calls its arguments."""
-    d = Draw(model, seed)
-    needed = [
-        n for n, p in d.signature.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    made = {name: _MAKERS[name](d) for name in d.signature if name in _MAKERS and (name in needed or name in _ALWAYS)}
-    if missing := set(needed) - set(made):
-        raise NotImplementedError(f"no maker for {sorted(missing)}")
-    if "input_ids" in made:
-        _place(d, made, "image", "pixel_values")
-        _place(d, made, "audio", "input_features")
-    if "mm_token_type_ids" in d.signature and "pixel_values" in made:
-        made["mm_token_type_ids"] = (made["input_ids"] == _token(d, "image")).long()
-    return made
-
-
-def _token(d: Draw, kind: str) -> int | None:
-    return d.find(f"{kind}_token_id", f"{kind}_token_index")
-
-
-def _place(d: Draw, made: dict[str, Any], kind: str, source: str) -> None:
-    """Give ``input_ids`` a token for every vector that the model makes of the images (or sounds)."""
-    token, features = _token(d, kind), getattr(d.model, f"get_{kind}_features", None)
-    if token is None or features is None or source not in made:
-        return
-    accepted = inspect.signature(features).parameters
-    with torch.no_grad():
-        out = features(**{k: v for k, v in made.items() if k in accepted and k != "input_ids"})
-    out = getattr(out, "pooler_output", out)
-    while isinstance(out, (list, tuple)) and not isinstance(out[0], Tensor):
-        out = out[0]
-    width = d.model.get_input_embeddings().embedding_dim
-    total = sum(t.numel() for t in (out if isinstance(out, (list, tuple)) else [out])) // width
-    tokens = torch.full((BATCH, total // BATCH), token)
-    made["input_ids"] = torch.cat([made["input_ids"][:, :3], tokens, made["input_ids"][:, 3:]], 1)
-
-
-# --------------------------------------------------------------------------------------------------------- exceptions
-
-
-@dataclass(frozen=True)
-class Exception_:
-    """What is different for a type.
-
-    Attributes:
-        config: dotted field -> value, set after shrinking.
-        inputs: argument -> maker, or None to leave it out.
-        cls: name of the class.
-        note: for the table.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, Callable[[Draw], Any] | None] = field(default_factory=dict)
-    cls: str = ""
-    note: str = ""
-
-
-EXCEPTIONS: dict[str, Exception_] = {}
-NOT_RUNNABLE: dict[str, str] = {}
-
-
 def names() -> list[str]:
     """Every model type with a class that runs."""
     return sorted(name for name in CONFIG_MAPPING_NAMES if name not in NOT_RUNNABLE)
@@ -457,11 +75,22 @@ def names() -> list[str]:
 
 def build(name: str) -> Network:
     special = EXCEPTIONS.get(name, Exception_())
-    cls = model_class(name)
+    cls = _named(special.cls, name) if special.cls else model_class(name)
     if cls is None:
         raise LookupError(f"{name} has no class")
-    config = CONFIG_MAPPING[name]()
-    shrink(config)
+    config = special.make() if special.make else CONFIG_MAPPING[name]()
+    if not special.small:
+        shrink(config)
+    configure(config, EXCEPTIONS)
+    if cls.__name__.endswith("ForSequenceClassification") and config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = 0  # the last word before the padding decides
     torch.manual_seed(0)
     model = cls(config).eval()
-    return Network(model, lambda seed: example(model, seed), special.note)
+    return Network(model, lambda seed: example(model, seed, special.inputs), special.note)
+
+
+def _named(cls: str, name: str) -> type[PreTrainedModel]:
+    if ":" not in cls:
+        return getattr(transformers, cls)
+    module, _, cls = cls.rpartition(":")
+    return getattr(importlib.import_module(f"transformers.models.{module}"), cls)

@@ -158,6 +158,7 @@ def pack(c: Context, node: Node) -> None:
     for index, d in ((x, 0), (x, 1), (lengths, 0)):
         c.freeze(c.dim(index, d), f"is a sequence or a batch at {c.graph.where(node)}")
     c.set(node, [None, *c.dims(x)[2:]])
+    c.set(node, [None], output=1)
 
 
 @rule("aten._pad_packed_sequence")
@@ -167,3 +168,4 @@ def pad(c: Context, node: Node) -> None:
     c.freeze(c.dim(data, 0), f"is a sequence at {c.graph.where(node)}")
     rest = c.dims(data)[1:]
     c.set(node, [None, None, *(rest if float(node.argument("padding_value")) == 0 else without_zeros(rest))])
+    c.set(node, [None], output=1)

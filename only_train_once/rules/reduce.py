@@ -49,7 +49,7 @@ def summing(c: Context, node: Node) -> None:
 
 @rule("aten.mean")
 def mean(c: Context, node: Node) -> None:
-    """A mean divides by the count: exact only where the running module is an RMS norm, which can be told."""
+    """A mean divides by the count: exact only where the running module is a norm that can be told the full one."""
     x = c.tensors(node)[0]
     reduced = _reduced(c, node, x)
     dims = list(c.dims(x))
@@ -57,36 +57,81 @@ def mean(c: Context, node: Node) -> None:
         label = dims[d]
         if not isinstance(label, Label) or node.index in c.idle:  # nobody reads the mean
             continue
-        site = _rms_site(c, node, label) if len(reduced) == 1 else None
+        alone = len(reduced) == 1
+        if alone and _is_variance(c, node):
+            continue  # everything is said at the mean that it goes with
+        layer = alone and _is_centre(c, node)
+        site = norm_dim(c, node, label) if layer or (alone and _is_mean_square(c, node)) else None
         if site is None:
             c.freeze(label, f"a mean divides by the count of this dim at {c.graph.where(node)}")
             continue
         c.mark(label, Mark.NORMALIZED)
         c.need_zero(node, x, d)
         c.norms.append(NormSite(node.module, site, label.ids))
+        if layer:
+            c.leak(label.ids)
     _set_reduced(c, node, dims, reduced)
 
 
-def _rms_site(c: Context, node: Node, label: Label) -> int | None:
-    """The dim of the module's input, if the module computes ``x * rsqrt(mean(x * x) + eps)`` and nothing else."""
-    path = node.module
-    if path in c.parents or not path:
-        return None
+def _is_mean_square(c: Context, node: Node) -> bool:
+    """Whether the module computes ``x * rsqrt(mean(x * x) + eps)`` and nothing else."""
+    squared = c.producers.get(node.inputs[0])
+    return squared is not None and _is_square(squared) and _meets_root(c, node)
+
+
+def _is_centre(c: Context, node: Node) -> bool:
+    """Whether this is the m of ``(x - m) * rsqrt(mean((x - m) ** 2) + eps)``, a layer norm written out."""
+    readers = _readers(c, node)
+    squares = [n for reader in readers for n in _readers(c, reader) if _is_square(n)]
+    variances = [n for square in squares for n in _readers(c, square) if n.name == "aten.mean"]
+    return bool(variances) and all(_centres(n, node) for n in readers) and all(_is_variance(c, n) for n in variances)
+
+
+def _is_variance(c: Context, node: Node) -> bool:
+    """Whether this is the mean of ``(x - m) ** 2``, m the mean of x over the same dims, and a root follows."""
     squared = c.producers.get(node.inputs[0])
     if squared is None or not _is_square(squared):
-        return None
-    value = node.outputs[0]
-    for _ in range(4):  # mean -> (+ eps) -> rsqrt, or sqrt and a division; casts in between
-        readers = c.consumers.get(value, []) if value is not None else []
-        names = {n.name for n in readers}
-        if names & {"aten.rsqrt", "aten.sqrt"} and all(n.module == path for n in readers):
-            return norm_dim(c, node, label)
-        if len(readers) != 1 or readers[0].name not in ("aten.add", "aten._to_copy", "aten.clamp_min"):
-            return None
-        if readers[0].name == "aten.clamp_min":
-            return None  # the bound would have to scale as well
-        value = readers[0].outputs[0]
-    return None
+        return False
+    difference = c.producers.get(squared.inputs[0])
+    if difference is None or difference.name != "aten.sub" or len(difference.inputs) != 2:
+        return False
+    centre = c.producers.get(difference.inputs[1])
+    if centre is None or centre.name != "aten.mean" or not _centres(difference, centre):
+        return False
+    return _reduced(c, node, node.inputs[0]) == _reduced(c, centre, centre.inputs[0]) and _meets_root(c, node)
+
+
+def _centres(node: Node, centre: Node) -> bool:
+    """Whether ``node`` is ``x - m``, m what ``centre`` makes of the same x."""
+    return (
+        node.name == "aten.sub"
+        and node.module == centre.module
+        and node.inputs == (centre.inputs[0], centre.outputs[0])
+        and node.argument("alpha", 1) == 1
+    )
+
+
+def _readers(c: Context, node: Node) -> list[Node]:
+    return c.consumers.get(node.outputs[0], []) if node.outputs[0] is not None else []
+
+
+def _meets_root(c: Context, node: Node) -> bool:
+    """Whether a module without parts adds an eps and takes the root: mean -> (+ eps) -> rsqrt, casts in between."""
+    path = node.module
+    if path in c.parents or not path:
+        return False
+    for _ in range(4):
+        readers = _readers(c, node)
+        if any(_is_root(n) for n in readers) and all(n.module == path for n in readers):
+            return True
+        if len(readers) != 1 or readers[0].name not in ("aten.add", "aten._to_copy"):
+            return False  # not a clamp either: its bound would have to scale as well
+        node = readers[0]
+    return False
+
+
+def _is_root(node: Node) -> bool:
+    return node.name in ("aten.rsqrt", "aten.sqrt") or (node.name == "aten.pow" and node.args[1] in (-0.5, 0.5))
 
 
 def _is_square(node: Node) -> bool:
@@ -142,10 +187,11 @@ def ordered(c: Context, node: Node) -> None:
 
 @rule("aten.topk")
 def topk(c: Context, node: Node) -> None:
+    """Which indices are picked depends on all of them: one at zero is picked where the others are smaller."""
     x = c.tensors(node)[0]
     d = int(node.argument("dim", -1)) % max(c.rank(x), 1)
     dims = list(c.dims(x))
-    c.freeze(dims[d], f"the largest of this dim are picked at {c.graph.where(node)}")
+    c.freeze(dims[d], f"the largest of this dim are picked, a zero may be one, at {c.graph.where(node)}")
     dims[d] = None
     plain = without_zeros(dims)
     c.set(node, dims)

@@ -256,6 +256,58 @@ class HandRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class PowerRMSNorm(HandRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon, -0.5) * self.weight
+
+
+class HandLayerNorm(nn.Module):
+    """Without a bias, the mean taken away twice."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - mean).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - mean) * torch.rsqrt(variance + self.eps))
+
+
+class HandLayerNorm2d(nn.Module):
+    """Over the channels of an image, with a root and a division."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)
+        x = x / torch.sqrt((x * x).mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class NormedImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), HandLayerNorm2d()
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.norm(self.stem(x))))
+
+
+class HalfNorm(HandLayerNorm):
+    """No norm that is known: the mean is that of something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - 0.5 * mean).pow(2).mean(-1, keepdim=True)
+        return self.weight * ((x - mean) * torch.rsqrt(variance + self.eps))
+
+
 class GroupNorms(nn.Module):
     """Whole norm groups leave; inside a group the count has to be remembered."""
 
@@ -374,6 +426,35 @@ class DataBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
         x = self.a(x) if x.sum() > 1e9 else self.b(x)
+        return self.head(x)
+
+
+class ConstantBranch(DataBranch):
+    """What decides is computed from no data: the same layer runs always."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.b(x) if torch.ones(len(x)).cumsum(0).bool().all() else self.a(x)
+        return self.head(x)
+
+
+class RandomBranch(DataBranch):
+    """Which of two layers runs is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.a(x) if torch.rand(()) > 1 - 1e-7 else self.b(x)
+        return self.head(x)
+
+
+class WrittenBranch(DataBranch):
+    """What decides starts as a constant, and data are written into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        total += x.sum()
+        x = F.relu(self.stem(x))
+        x = self.a(x) if total > 1e9 else self.b(x)
         return self.head(x)
 
 
@@ -601,6 +682,12 @@ BASICS: dict[str, Case] = {
     "layer_norm": Case(lambda: NormedStream(lambda: nn.LayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "rms_norm": Case(lambda: NormedStream(lambda: nn.RMSNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_rms_norm": Case(lambda: NormedStream(HandRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "power_rms_norm": Case(lambda: NormedStream(PowerRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "hand_layer_norm": Case(lambda: NormedStream(HandLayerNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "hand_layer_norm_2d": Case(NormedImages, images(), 8),
+    "half_a_norm": Case(
+        lambda: NormedStream(HalfNorm), lambda: torch.randn(3, 6), 12, reason="a mean divides by the count"
+    ),
     "group_norm": Case(GroupNorms, images(), 12),
     "instance_norm": Case(InstanceNorms, images(), 8),
     "plain_batch_norm": Case(PlainBatchNorm, images(), 8),
@@ -610,6 +697,9 @@ BASICS: dict[str, Case] = {
     "custom_function": Case(CustomFunction, lambda: torch.randn(3, 6), 10),
     "unknown_operator": Case(UnknownOperator, lambda: torch.randn(3, 6), 17, "no rule for this operator"),
     "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "constant_branch": Case(ConstantBranch, lambda: torch.randn(3, 6), 16),
+    "random_branch": Case(RandomBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "written_branch": Case(WrittenBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),
