@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from only_train_once.groups import GroupList, find_groups
+from only_train_once.groups import GroupList, Role, find_groups
 from only_train_once.inputs import call_model, no_fast_paths
 from only_train_once.surgery import construct_subnet
 from only_train_once.trace import output_tensors, trace
@@ -115,3 +115,28 @@ def test_the_width_a_module_gives_is_free_of_its_heads() -> None:
     subnet: Any = construct_subnet(model, groups, {"attn.out_proj": [0, 1], "stem:heads": [3]})[0]
     attn = subnet.attn
     assert (attn.embed_dim, attn.num_heads, attn.head_dim, attn.out_proj.out_features) == (9, 3, 3, 10)
+
+
+class RepeatedValues(nn.Module):
+    """Every key-value head serves as many query heads as an attribute says, by repetition."""
+
+    def __init__(self, heads: int = 3, times: int = 2, head_dim: int = 4) -> None:
+        super().__init__()
+        self.times, self.head_dim, self.scale = times, head_dim, head_dim**-0.5
+        self.q = nn.Linear(6, heads * times * head_dim)
+        self.kv, self.o = nn.Linear(6, 2 * heads * head_dim), nn.Linear(heads * times * head_dim, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, -1, self.head_dim).transpose(1, 2)
+        k, v = (t.view(b, n, -1, 1, self.head_dim) for t in self.kv(x).chunk(2, dim=-1))
+        k, v = (t.expand(b, n, t.shape[2], self.times, self.head_dim).flatten(2, 3).transpose(1, 2) for t in (k, v))
+        y = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def test_a_repeated_head_is_zero_where_its_values_are() -> None:
+    groups = find_groups(trace(RepeatedValues(), torch.randn(2, 5, 6)))
+    (group,) = groups.prunable
+    assert (group.name, group.size, group.pinned) == ("kv:heads", 3, False)
+    assert {s.param: s.role for s in group.slices}["o.weight"] is Role.CONSUMER
