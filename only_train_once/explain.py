@@ -64,6 +64,7 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("is a sequence", "nothing: its length is that of the data"),
     ("has to stay larger than the projection", "a layer without proj_size, and a linear layer behind it"),
     ("every index is used apart", "nothing: every index has a use of its own"),
+    ("are chosen by data", "nothing: every entry has a meaning"),
     ("is written at given positions", "index along another dim"),
     ("its entries are chosen by data", "index along another dim"),
     ("is indexed by position", "index along another dim"),

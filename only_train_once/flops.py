@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .inputs import call_model, copy_module
+from .higher_order import run_inside
+from .inputs import call_model, copy_module, no_fast_paths
 
 Formula = Callable[..., int]
 _FORMULAS: dict[Any, Formula] = {}
@@ -145,6 +147,8 @@ def _cudnn_rnn(out: Any, x: Tensor, weights: Any, *_: Any, **__: Any) -> int:
 class _Counter(TorchDispatchMode):
     """Adds up the formulas of what runs, under the module path that is on top of ``stack``."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, stack: list[str]) -> None:
         super().__init__()
         self.stack = stack
@@ -153,6 +157,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return run_inside(self, func, args, kwargs)
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is None:
             # A composite operator reaches a mode whole under inference mode; its parts are what has formulas.
@@ -197,11 +203,10 @@ def observing(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
-        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(no_fast_paths())
         try:
             for module, _ in modes:
                 module.training = False
@@ -212,7 +217,6 @@ def observing(model: nn.Module) -> Iterator[None]:
             for buffer, version, value in buffers:
                 if buffer._version != version:
                     buffer.copy_(value)
-            torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def count_flops(model: nn.Module, inputs: Any) -> FlopCount:

@@ -14,10 +14,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import ConfigurationError, OTOError, SurgeryError
+from .higher_order import run_inside
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
 
@@ -88,11 +90,15 @@ def named_outputs(output: Any, name: str = "output") -> Iterator[tuple[str, Tens
 
 @contextmanager
 def no_fast_paths() -> Iterator[None]:
-    """Inside, transformer layers run operator by operator: the fused kernels hide them, and know no float64 mode."""
+    """Inside, transformer layers and compiled functions run operator by operator.
+
+    Fused kernels hide them and know no float64 mode, and what takes functions compiles them first.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
@@ -188,10 +194,14 @@ class _Float64Mode(TorchDispatchMode):
     ``softmax(..., dtype=torch.float32)`` or ``torch.arange(..., dtype=torch.float32)``.
     """
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return run_inside(self, func, args, kwargs)
         if func is torch.ops.aten.view.dtype:  # reinterprets bits: float32 means float32
             return func(*args, **kwargs)
         arguments = func._schema.arguments

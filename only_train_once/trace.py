@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .errors import ConfigurationError, TraceError
 from .graph import Branch, EqualParts, Expr, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
+from .higher_order import run_inside
 from .inputs import (
     Inputs,
     call_model,
@@ -210,6 +212,8 @@ class _Recorder(TorchDispatchMode):
     Tensors are known by identity and held weakly, so that a capture needs no more memory than the forward pass.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, model: nn.Module, *, checksums: bool) -> None:
         super().__init__()
         self.model = model
@@ -282,6 +286,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return run_inside(self, func, args, kwargs or {})
         return func(*args, **(kwargs or {})) if self.inside else self.record(func, args, kwargs or {})
 
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

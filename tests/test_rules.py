@@ -1066,6 +1066,7 @@ POINTWISE = {
     "where_of_two": two(
         lambda m, x, y: torch.where(m.at, x, y.cos()), 8, at=lambda: torch.tensor([[True], [False], [True], [True]])
     ),
+    "angle_of_minus_zero": two(lambda m, x, y: torch.atan2(x, -y), 8),  # atan2(0, -0) is pi
     "where_of_data": two(lambda m, x, y: torch.where(x > y, x, y), 8),
     "outer_sum": two(lambda m, x, y: (x[:, :, None] + y[:, None]).relu().sum(2), 8),
     # a constant table meets the channels: they cannot leave
@@ -1189,7 +1190,7 @@ FOURIER = {
     "over_space": image(lambda m, x: torch.fft.ifft2(torch.fft.fft2(x)).real, 8),
     "over_both": seq(lambda m, x: torch.fft.fftn(x, dim=(1, 2)).real, 0),
     "padded": seq(lambda m, x: torch.fft.irfft(torch.fft.rfft(x, n=8, dim=1), n=8, dim=1)[:, : x.shape[1]], 8),
-    "magnitude_and_angle": seq(lambda m, x: torch.fft.rfft(x, dim=1).abs() + torch.fft.rfft(x, dim=1).angle(), 8),
+    "magnitude": seq(lambda m, x: torch.fft.rfft(x, dim=1).abs(), 8),
     "shifted": seq(lambda m, x: torch.fft.fftshift(torch.fft.fft(x, dim=1), dim=1).imag, 8),
     "complex_weights": seq(
         lambda m, x: torch.fft.irfft(torch.einsum("bni,nio->bno", torch.fft.rfft(x, dim=1), m.w), n=4, dim=1),

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from only_train_once.groups import GroupList, find_groups
+from only_train_once.groups import GroupList, Role, find_groups
 from only_train_once.inputs import call_model, no_fast_paths
 from only_train_once.surgery import construct_subnet
 from only_train_once.trace import output_tensors, trace
 
 from .pruning import choose, randomize, zero
 from .zoo import ZOO
-from .zoo.attention import Encoder, ReturnsWeights, SelfAttention
+from .zoo.attention import Encoder, GivenMask, ReturnsWeights, SelfAttention
 
 LAYER, ATTENTION = "aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention"
 
@@ -95,13 +95,18 @@ def test_tokens_are_packed_only_where_every_layer_is_fused(heads: int, packed: b
     assert torch.allclose(expected[ids != 0], found[ids != 0], rtol=1e-4, atol=1e-5)
 
 
-def test_heads_leave_unless_their_average_is_read() -> None:
-    """The average over heads divides by their count; where nobody reads it, it does not matter."""
+def test_heads_leave_unless_somebody_counts_them() -> None:
+    """The average over heads divides by their count; where nobody reads it, it does not matter.
+
+    A mask for every head that comes from outside keeps them all.
+    """
     x = torch.randn(2, 5, 6)
     unread = find_groups(trace(SelfAttention({}, batch_first=True), x))
     assert "stem:heads" in unread.prunable
     read = find_groups(trace(ReturnsWeights(), x), wide=True)
     assert [group.name for group in read.prunable] == ["attn.out_proj"]
+    given = find_groups(trace(GivenMask(), ZOO["mha_given_mask"].inputs()), wide=True)
+    assert [group.name for group in given.prunable] == ["attn.out_proj"]
 
 
 def test_the_width_a_module_gives_is_free_of_its_heads() -> None:
@@ -110,3 +115,28 @@ def test_the_width_a_module_gives_is_free_of_its_heads() -> None:
     subnet: Any = construct_subnet(model, groups, {"attn.out_proj": [0, 1], "stem:heads": [3]})[0]
     attn = subnet.attn
     assert (attn.embed_dim, attn.num_heads, attn.head_dim, attn.out_proj.out_features) == (9, 3, 3, 10)
+
+
+class RepeatedValues(nn.Module):
+    """Every key-value head serves as many query heads as an attribute says, by repetition."""
+
+    def __init__(self, heads: int = 3, times: int = 2, head_dim: int = 4) -> None:
+        super().__init__()
+        self.times, self.head_dim, self.scale = times, head_dim, head_dim**-0.5
+        self.q = nn.Linear(6, heads * times * head_dim)
+        self.kv, self.o = nn.Linear(6, 2 * heads * head_dim), nn.Linear(heads * times * head_dim, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, -1, self.head_dim).transpose(1, 2)
+        k, v = (t.view(b, n, -1, 1, self.head_dim) for t in self.kv(x).chunk(2, dim=-1))
+        k, v = (t.expand(b, n, t.shape[2], self.times, self.head_dim).flatten(2, 3).transpose(1, 2) for t in (k, v))
+        y = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def test_a_repeated_head_is_zero_where_its_values_are() -> None:
+    groups = find_groups(trace(RepeatedValues(), torch.randn(2, 5, 6)))
+    (group,) = groups.prunable
+    assert (group.name, group.size, group.pinned) == ("kv:heads", 3, False)
+    assert {s.param: s.role for s in group.slices}["o.weight"] is Role.CONSUMER

@@ -109,8 +109,8 @@ def squeeze(c: Context, node: Node) -> None:
 def expand(c: Context, node: Node) -> None:
     """A dim that is repeated takes any label: it is the same value everywhere, also where a unit was removed.
 
-    Where the code took its size from a labelled dim, it is that label; where it named an attribute, the ids are those
-    that the attribute counts.
+    Where the code took its size from a labelled dim, it is that label; where it repeated a mask as often as an
+    attribute says, the ids are those that the attribute counts.
     """
     x, out = c.tensors(node)[0], node.outputs[0]
     assert out is not None
@@ -119,16 +119,17 @@ def expand(c: Context, node: Node) -> None:
     for d, n in enumerate(shape):
         own = d - offset
         repeated = own < 0 or c.shape(x)[own] != n
-        dims.append(_repeated(c, out, d) if repeated and n > 1 else c.dim(x, own) if own >= 0 else None)
+        dims.append(_repeated(c, x, out, d) if repeated and n > 1 else c.dim(x, own) if own >= 0 else None)
     c.set(node, dims)
 
 
-def _repeated(c: Context, out: int, d: int) -> Dim:
+def _repeated(c: Context, x: int, out: int, d: int) -> Dim:
     said = c.sizes.get((out, d))
     source = c.label(*said.args) if said is not None and said.kind == "dim" else None
     if source is not None and len(source) == c.shape(out)[d]:
         return source.with_zero(False)
-    if said is not None and said.kind == "attr":
+    plain = not any(isinstance(dim, Label) for dim in c.dims(x))  # a mask, and no channels that are repeated
+    if plain and said is not None and said.kind == "attr":
         return c.store.fresh(c.shape(out)[d], False)
     return Spread((out, d))
 

@@ -40,6 +40,34 @@ class ReturnsWeights(nn.Module):
         return self.head(y), weights
 
 
+class Queries(nn.Module):
+    """Learned queries read the tokens; every head has a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.queries, self.head = nn.Linear(6, 12), nn.Parameter(torch.randn(1, 3, 12)), nn.Linear(12, 3)
+        self.attn = nn.MultiheadAttention(12, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        hidden = torch.zeros(x.shape[0] * self.attn.num_heads, 3, x.shape[1], dtype=torch.bool)
+        hidden[:, 0, 2:] = True
+        return self.head(self.attn(self.queries.expand(x.shape[0], -1, -1), x, x, attn_mask=hidden)[0])
+
+
+class GivenMask(nn.Module):
+    """A mask for every head comes from outside: the heads stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.attn = nn.MultiheadAttention(12, 4, batch_first=True)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.attn(x, x, x, attn_mask=hidden)[0])
+
+
 class CrossAttention(nn.Module):
     """Keys and values have widths of their own; some of the keys are padding."""
 
@@ -68,6 +96,20 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         padding = ids == 0 if self.padded else None
         return self.head(self.encoder(self.embed(ids), src_key_padding_mask=padding))
+
+
+class CausalEncoder(nn.Module):
+    """Time before batch, no biases, an activation that no fused kernel knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        layer = nn.TransformerEncoderLayer(12, 4, 18, activation=nn.SiLU(), bias=False)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[0], dtype=x.dtype)
+        return self.head(self.encoder(self.stem(x), mask=mask, is_causal=True))
 
 
 class Decoder(nn.Module):
@@ -137,12 +179,16 @@ ATTENTION: dict[str, Case] = {
         tokens(6),
         15,
     ),
+    "mha_unbatched": Case(lambda: SelfAttention({}), lambda: torch.randn(5, 6), 15),
+    "mha_queries": Case(Queries, tokens(6), 16),
+    "mha_given_mask": Case(GivenMask, lambda: (torch.randn(2, 5, 6), torch.zeros(8, 5, 5, dtype=torch.bool)), 12),
     "mha_returns_weights": Case(ReturnsWeights, tokens(6), 12),
     "mha_cross": Case(CrossAttention, _padded_memory, 27, wide=30),
     "mha_cross_more_keys": Case(lambda: CrossAttention(add_bias_kv=True, bias=False), _padded_memory, 27, wide=30),
     "encoder_norm_last": Case(lambda: Encoder(False), _ids, 36, wide=40),
     "encoder_norm_first": Case(lambda: Encoder(True), _ids, 36, wide=40),
     "encoder_padded": Case(lambda: Encoder(False, padded=True), _padded_ids, 36, wide=40),
+    "encoder_causal": Case(CausalEncoder, tokens(6), 36, wide=40),
     "decoder_norm_last": Case(lambda: Decoder(False), _target_and_memory, 36, wide=39),
     "decoder_norm_first": Case(lambda: Decoder(True), _target_and_memory, 36, wide=39),
     "transformer_norm_last": Case(lambda: Whole(False), lambda: (_ids(), _ids(4)), 54, wide=58),

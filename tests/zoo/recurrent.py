@@ -516,6 +516,46 @@ class Mamba2(nn.Module):
         return self.head(residual + self.out_proj(y))
 
 
+class ChunkedMamba2(nn.Module):
+    """The same in chunks of time: products inside of a chunk, states handed on between chunks, groups of heads."""
+
+    def __init__(self, width: int = 8, heads: int = 4, head_dim: int = 3, groups: int = 2, state: int = 5) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.num_groups, self.state, self.chunk = heads, head_dim, groups, state, 2
+        self.stem, inner = nn.Linear(5, width), heads * head_dim
+        self.z, self.x = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
+        self.b, self.c = nn.Linear(width, groups * state, bias=False), nn.Linear(width, groups * state, bias=False)
+        self.dt, self.A_log = nn.Linear(width, heads), nn.Parameter(torch.randn(heads))
+        self.out_proj, self.head = nn.Linear(inner, width, bias=False), nn.Linear(width, 3)
+
+    @staticmethod
+    def between(log: Tensor) -> Tensor:
+        """``(..., time) -> (..., time, time)``: what is kept from one step to a later one."""
+        total = log.cumsum(dim=-1)
+        past = torch.ones(log.shape[-1], log.shape[-1], dtype=torch.bool).tril()
+        return (total[..., :, None] - total[..., None, :]).masked_fill(~past, -torch.inf).exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.stem(x)
+        batch, n, _ = residual.shape
+        x = F.silu(self.x(residual)).view(batch, n // self.chunk, self.chunk, self.heads, self.head_dim)
+        b, c = (
+            f(residual).view(batch, n // self.chunk, self.chunk, self.num_groups, self.state) for f in (self.b, self.c)
+        )
+        b, c = (t.repeat_interleave(self.heads // self.num_groups, dim=3) for t in (b, c))
+        dt = F.softplus(self.dt(residual)).view(batch, n // self.chunk, self.chunk, self.heads)
+        log = (-torch.exp(self.A_log) * dt).permute(0, 3, 1, 2)  # (batch, heads, chunks, time)
+        x = x * dt[..., None]
+        y = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", c, b, self.between(log), x)
+        total = log.cumsum(dim=-1)
+        states = torch.einsum("bclhn,bhcl,bclhp->bchpn", b, torch.exp(total[..., -1:] - total), x)
+        states = torch.cat([torch.zeros_like(states[:, :1]), states], dim=1)
+        handed = self.between(F.pad(total[..., -1], (1, 0)))
+        states = torch.einsum("bhzc,bchpn->bzhpn", handed, states)[:, :-1]
+        y = y + torch.einsum("bclhn,bchpn,bhcl->bclhp", c, states, torch.exp(total))
+        return self.head(residual + self.out_proj(y.reshape(batch, n, -1) * F.silu(self.z(residual))))
+
+
 class DiagonalSSM(nn.Module):
     """A state of complex numbers per channel, as a convolution over time by Fourier transforms (S4D)."""
 
@@ -597,6 +637,7 @@ MEMORIES: dict[str, Case] = {
     "mamba": Case(Mamba, tokens(5), 17, wide=25),
     "mamba2": Case(Mamba2, tokens(5), 11, wide=20),
     "mamba2_without_norm": Case(lambda: Mamba2(norm=False), tokens(5), 11, wide=20),
+    "mamba2_in_chunks": Case(ChunkedMamba2, tokens(5, 6), 10, wide=18),
     "s4d": Case(DiagonalSSM, tokens(5), 20),
     "lru": Case(LinearRecurrentUnit, tokens(5), 14),
     "hyena": Case(Hyena, tokens(5), 14),
