@@ -56,6 +56,7 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("is part of two dims that are merged in different ways", "merge the dims in one way"),
     ("a merged dim is tied to one of its own factors", "project to a width of its own first"),
     ("is written at given positions", "index along another dim"),
+    ("one index is picked", "index along another dim"),
     ("its entries are chosen by data", "index along another dim"),
     ("is indexed by position", "index along another dim"),
     ("indices are picked", "index along another dim"),
