@@ -1073,6 +1073,14 @@ POINTWISE = {
     # a constant table meets the channels: they cannot leave
     "constant_table": seq(lambda m, x: x + torch.linspace(0, 1, 8, dtype=x.dtype), 0),
     "buffer_table": seq(lambda m, x: x + m.t, 8, t=lambda: torch.randn(4, 8)),
+    # a table that code makes as wide as the channels has other numbers for others of them
+    "table_of_width": seq(lambda m, x: x + torch.arange(0.0, x.shape[-1], dtype=x.dtype), 0),
+    "table_of_half_width": seq(
+        lambda m, x: torch.cat([x, torch.arange(x.shape[-1], 12, dtype=x.dtype).expand(2, 4, -1)], -1), 0, after=12
+    ),
+    "table_of_steps": seq(lambda m, x: x + torch.arange(0, 2 * x.shape[-1], 2, dtype=x.dtype), 0),
+    "full_of_width": seq(lambda m, x: x + torch.full((4, x.shape[-1]), 2.0, dtype=x.dtype), 8),
+    "full_of_width_by_method": seq(lambda m, x: x * x.new_full((x.size(-1),), 2.0), 8),
     "parameter_table": seq(lambda m, x: x + m.t, 8, t=parameter(1, 4, 8)),
     "bias_number": seq(lambda m, x: x + m.t, 8, t=parameter(1)),
     "layer_scale": seq(lambda m, x: x.cos() * m.t, 8, t=parameter(8)),
