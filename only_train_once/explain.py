@@ -45,6 +45,7 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("statistics run over several dims", "a norm over the channels alone"),
     ("statistics run over this dim", "nothing for this function: a zero counts in its statistics"),
     ("is a dim of the kernel", "nothing: a kernel keeps its extent"),
+    ("is a dim of a sparse matrix", "nothing: rows and columns of it have a meaning (a node of a graph)"),
     ("is a dim of space", "nothing: neighbours along this dim have a meaning"),
     ("no finite number", "divide by something that a removed unit leaves above 0 (x + eps)"),
     ("rows are looked up by data", "nothing: every row has a meaning (a token, a position)"),

@@ -66,6 +66,13 @@ def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph
             f"{getattr(model, 'original_name', type(model).__name__)} is a ScriptModule, which cannot be cut: give the "
             "module it was scripted or traced from"
         )
+    for name, parameter in model.named_parameters():
+        if parameter.layout is not torch.strided or parameter.is_quantized or parameter.is_nested:
+            kind = "quantized" if parameter.is_quantized else "nested" if parameter.is_nested else str(parameter.layout)
+            raise TraceError(
+                f"the parameter {name!r} is {kind.removeprefix('torch.')}, and only a dense tensor can be cut: give a "
+                f"model whose {name} is dense, or keep it as a buffer, which is not pruned"
+            )
     tensors_of(inputs)  # validates before anything is copied
     if provenance:
         try:

@@ -272,6 +272,14 @@ CONTRACTION = {
     "addmm": flat(lambda m, x: torch.addmm(m.b, x, m.w, beta=2, alpha=3), 16, w=parameter(8, 8), b=parameter(8)),
     # a bias that is one number for all channels cannot be zero for one of them: the readers have to be
     "addmm_scalar_bias": flat(lambda m, x: torch.addmm(m.b, x, m.w), 16, w=parameter(8, 8), b=parameter(1)),
+    "sparse_mm": flat(lambda m, x: torch.sparse.mm(m.s, x), 8, s=lambda: torch.eye(3).to_sparse()),
+    "sparse_addmm": flat(
+        lambda m, x: torch.sparse.addmm(m.b(x), m.s, x, beta=2.0),
+        8,
+        b=lambda: nn.Linear(8, 8),
+        s=lambda: torch.eye(3).to_sparse(),
+    ),
+    "sparse_operator": flat(lambda m, x: m.s @ x, 8, s=lambda: torch.eye(3).to_sparse()),
     "addmv": flat(lambda m, x: torch.addmv(m.b, x, m.w)[:, None], 8, after=1, w=parameter(8), b=parameter(3)),
     "bmm": two(lambda m, x, y: torch.bmm(x, y.transpose(1, 2)), 8, after=4),
     "bmm_values": two(lambda m, x, y: torch.bmm(torch.bmm(x, x.transpose(1, 2)), y), 16),
