@@ -32,6 +32,7 @@ from only_train_once.surgery import construct_subnet
 from only_train_once.trace import output_tensors, trace
 
 from .pruning import randomize, zero
+from .zoo.convolutions import GRN
 
 TOLERANCE = 1e-10
 
@@ -446,6 +447,10 @@ NORM = {
         g=parameter(8, 1),
     ),
     "weight_over_norm": flat(lambda m, x: F.linear(x, m.v / m.v.norm(dim=1, keepdim=True)), 16, v=parameter(8, 8)),
+    "global_response": image(lambda m, x: m.g(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 8, g=lambda: GRN(8)),
+    "global_response_outside_of_a_module": image(
+        lambda m, x: x * (x.norm(dim=(2, 3), keepdim=True) / (x.norm(dim=(2, 3), keepdim=True).mean(1, True) + 1e-6)), 0
+    ),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),

@@ -49,7 +49,7 @@ def summing(c: Context, node: Node) -> None:
 
 @rule("aten.mean")
 def mean(c: Context, node: Node) -> None:
-    """A mean divides by the count: exact only where the running module is an RMS norm, which can be told."""
+    """A mean divides by the count: exact only where the running module is a norm that can be told."""
     x = c.tensors(node)[0]
     reduced = _reduced(c, node, x)
     dims = list(c.dims(x))
@@ -57,11 +57,14 @@ def mean(c: Context, node: Node) -> None:
         label = dims[d]
         if not isinstance(label, Label):
             continue
-        site = _rms_site(c, node, label) if len(reduced) == 1 else None
+        alone = len(reduced) == 1
+        rms = _rms_site(c, node, label) if alone else None
+        site = _response_site(c, node, label) if alone and rms is None else rms
         if site is None:
             c.freeze(label, f"a mean divides by the count of this dim at {c.graph.where(node)}")
             continue
-        c.mark(label, Mark.NORMALIZED)
+        if rms is not None:  # the width of a response norm is that of its layer, and not of a stream
+            c.mark(label, Mark.NORMALIZED)
         c.need_zero(node, x, d)
         c.norms.append(NormSite(node.module, site, label.ids))
     _set_reduced(c, node, dims, reduced)
@@ -87,6 +90,23 @@ def _rms_site(c: Context, node: Node, label: Label) -> int | None:
             return None  # the bound would have to scale as well
         value = readers[0].outputs[0]
     return None
+
+
+_LENGTHS = ("aten.linalg_vector_norm", "aten.norm")
+
+
+def _response_site(c: Context, node: Node, label: Label) -> int | None:
+    """The dim of the module's input, if the module divides lengths by the mean of lengths over channels (+ eps)."""
+    path, lengths = node.module, c.producers.get(node.inputs[0])
+    if path in c.parents or not path or lengths is None or lengths.name not in _LENGTHS or lengths.module != path:
+        return None
+    readers = c.consumers.get(node.outputs[0], []) if node.outputs[0] is not None else []
+    if len(readers) != 1 or readers[0].name != "aten.add" or isinstance(readers[0].args[1], Ref):
+        return None
+    divisions = c.consumers.get(readers[0].outputs[0], []) if readers[0].outputs[0] is not None else []
+    if not all(n.name == "aten.div" and n.inputs == (lengths.outputs[0], n.args[1].index) for n in divisions):
+        return None
+    return norm_dim(c, node, label) if divisions else None
 
 
 def _is_square(node: Node) -> bool:
