@@ -12,6 +12,7 @@ read back from the cut tensors (`_SIZES`).
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,13 @@ from . import masking
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import copy_module, in_float64
-from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthResponseNorm, FullWidthRMSNorm
+from .norms import (
+    FullWidthGatedRMSNorm,
+    FullWidthGroupNorm,
+    FullWidthLayerNorm,
+    FullWidthResponseNorm,
+    FullWidthRMSNorm,
+)
 from .record import (
     ATTRIBUTE_PATH,
     AttributeChange,
@@ -97,6 +104,7 @@ def apply_record(record: SurgeryRecord, model: nn.Module) -> nn.Module:
         _change_norm(model.get_submodule(path), norm)
     for module in dict.fromkeys(touched):
         _read_sizes_back(module)
+    _leave_fused_layers(model)
     return model
 
 
@@ -461,12 +469,12 @@ def _attention(m: Any) -> dict[str, Any]:
     packed = m.in_proj_weight is not None
     inner = m.in_proj_weight.shape[0] // 3 if packed else m.q_proj_weight.shape[0]
     outer = m.in_proj_weight.shape[1] if packed else m.q_proj_weight.shape[1]
-    out_rows, out_columns = m.out_proj.weight.shape
-    if len({inner, outer, out_rows, out_columns}) != 1 or inner % m.num_heads:
+    out = m.out_proj.weight.shape[1]
+    if len({inner, outer, out}) != 1 or inner % m.num_heads:
         raise SurgeryError(
-            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for everything, but "
-            f"after the cut its projections have {inner} inner, {outer} input, {out_columns} -> {out_rows} output "
-            "channels; freeze its heads or cut all of them alike"
+            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for what comes in and "
+            f"for its heads, but after the cut its projections have {inner} inner, {outer} input and {out} channels to "
+            "project from; freeze its heads or cut all of them alike"
         )
     return {
         "embed_dim": inner,
@@ -474,6 +482,12 @@ def _attention(m: Any) -> dict[str, Any]:
         "vdim": outer if packed else m.v_proj_weight.shape[1],
         "head_dim": inner // m.num_heads,
     }
+
+
+def _recurrent(m: Any) -> dict[str, Any]:
+    m.flatten_parameters()  # cuDNN reads all weights from one piece of memory
+    state, hidden = m.weight_hh_l0.shape[1], m.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    return {"input_size": m.weight_ih_l0.shape[1], "hidden_size": hidden, "proj_size": state if m.proj_size else 0}
 
 
 _SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
@@ -492,7 +506,8 @@ _SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
     (nn.EmbeddingBag, _embedding),
     (nn.PReLU, lambda m: {"num_parameters": m.weight.numel()}),
     (nn.MultiheadAttention, _attention),
-    (nn.RNNBase, lambda m: {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_hh_l0.shape[1]}),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, lambda m: {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}),
     ("Conv1D", lambda m: dict(zip(("nx", "nf"), m.weight.shape, strict=True))),  # transformers' transposed linear
 )
 """Module type (or the name of a class that need not be importable) -> attributes as its tensors give them."""
@@ -529,6 +544,12 @@ def _to_layer_norm(module: Any, norm: NormChange) -> None:
 
 def _to_rms_norm(module: Any, norm: NormChange) -> None:
     _become(module, FullWidthRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
+
+
+def _to_gated_rms_norm(module: Any, norm: NormChange) -> None:
+    first = norm.kind == "rms of gated"
+    shape, dim, offset = norm.shape, norm.dim, norm.offset
+    _become(module, FullWidthGatedRMSNorm, norm, normalized_shape=shape, dim=dim, offset=offset, gate_first=first)
 
 
 def _to_group_norm(module: Any, norm: NormChange) -> None:
@@ -577,9 +598,27 @@ def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
     return (weight.detach().double() + offset) * math.sqrt(ratio) - offset
 
 
+def _leave_fused_layers(model: nn.Module) -> None:
+    """Make encoder layers of torch run operator by operator where their fused kernel would compute something else.
+
+    The kernel normalizes over the width it finds. Tokens packed into nested tensors, in turn, run on nothing else, and
+    it wants an even number of heads.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    for layer in layers:
+        if any(isinstance(norm, (FullWidthLayerNorm, FullWidthRMSNorm)) for norm in (layer.norm1, layer.norm2)):
+            layer.activation_relu_or_gelu = 0
+    slow = {id(layer) for layer in layers if not layer.activation_relu_or_gelu or layer.self_attn.num_heads % 2}
+    for encoder in (m for m in model.modules() if isinstance(m, nn.TransformerEncoder)):
+        if any(id(layer) in slow for layer in encoder.layers):
+            encoder.use_nested_tensor = False
+
+
 _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
     "layer": _to_layer_norm,
     "rms": _to_rms_norm,
+    "gated rms": _to_gated_rms_norm,
+    "rms of gated": _to_gated_rms_norm,
     "rescale": _rescale,
     "group": _to_group_norm,
     "whole groups": _fewer_norm_groups,
@@ -644,7 +683,8 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
     shape[dim if len(shape) > 1 else 0] = width
     layer = NormChange("layer", width, remembered or full, dim, tuple(shape), eps_name=eps_name)
     rms = [
-        NormChange("rms", width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        NormChange(kind, width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        for kind in (*(_GATED if _positional(module)[1] > 1 else ()), "rms")
         for offset in ((module.offset,) if isinstance(module, FullWidthRMSNorm) else (0, 1))
     ]
     folded = []
@@ -674,6 +714,16 @@ def _response_candidates(module: nn.Module, dim: int, kept: NDArray[np.bool_]) -
     width, full, eps_name = int(kept.sum()), len(kept), _eps_name(module)
     eps = (None,) if eps_name is not None else (1e-6, 1e-5, 1e-8, 1e-12, 1e-7)
     return [NormChange("response", width, full, dim, (width,), eps_name=eps_name, eps=e) for e in eps]
+
+
+_GATED = ("gated rms", "rms of gated")
+
+
+def _positional(module: nn.Module) -> tuple[int, int]:
+    """How many positional arguments the forward needs, and how many it takes."""
+    found = inspect.signature(module.forward).parameters.values()
+    named = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in named), len(named)
 
 
 def _exact_in_dtype(weight: Tensor, offset: int, ratio: float) -> bool:
@@ -720,6 +770,7 @@ def _norm_holds(
         logger.debug("norm change %s does not apply: %s", change, error)
         return False
     positions = torch.from_numpy(np.flatnonzero(kept))
+    gated = change.kind in _GATED or _positional(module)[0] > 1
     for shape in _norm_inputs(module, dim, len(kept)):
         if change.kind == "response" and len(shape) != 4:
             continue  # it is a norm of images
@@ -728,17 +779,20 @@ def _norm_holds(
         x = x * mask.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
         results = []
         for scale in (1.0, 1e-3):  # the small one shows a wrong eps
-            small = (x * scale).index_select(dim, positions)
+            given = [x * scale]
+            if gated:
+                given.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+            small = [t.index_select(dim, positions) for t in given]
             try:
                 with torch.no_grad(), in_float64():
-                    expected = full(x * scale)
+                    expected = full(*given)
                     if not isinstance(expected, Tensor) or expected.shape != x.shape:
                         break
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
                 break  # not a shape this norm takes
             try:
                 with torch.no_grad(), in_float64():
-                    found = cut(small)
+                    found = cut(*small)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
                 logger.debug("norm change %s does not run: %s", change, error)
                 return False

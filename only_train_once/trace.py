@@ -44,6 +44,14 @@ _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_
 _NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
 _OTHER_INPUTS = 8  # passes at most over other data; one that touches no further parameter is dropped
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
+# Recorded as one call: their parts are a score of operators per time step, and other ones on every device.
+_WHOLE: dict[Any, Any] = {
+    getattr(torch, name): getattr(torch.ops.aten, name)
+    for name in (
+        "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+        "_pad_packed_sequence",
+    )
+}  # fmt: skip
 
 
 def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph:
@@ -214,6 +222,7 @@ class _Recorder(TorchDispatchMode):
         self.output_tensors: list[Tensor] = []
         self.guards: tuple[Guard, ...] = ()
         self.provenance = False
+        self.inside = False  # of a call that is being recorded: what it is made of is not
 
     def start(self, inputs: Inputs) -> None:
         """Begin a pass over the model."""
@@ -253,7 +262,10 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        return func(*args, **(kwargs or {})) if self.inside else self.record(func, args, kwargs or {})
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator and write it down."""
         given: list[Tensor] = []
         inputs: list[int] = []
 
@@ -263,7 +275,11 @@ class _Recorder(TorchDispatchMode):
             return Ref(inputs[-1])
 
         ref_args, ref_kwargs = _replace(args, Tensor, reference), _replace(kwargs, Tensor, reference)
-        result = func(*args, **kwargs)
+        self.inside = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inside = False
         written = _written(func, args, kwargs)
         outputs: list[int | None] = []
         given_ids = {id(tensor) for tensor in given}
@@ -477,6 +493,8 @@ class _FunctionRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         first = len(self.recorder.nodes)
+        if func in _WHOLE and not kwargs:
+            return self.recorder.record(_overload(_WHOLE[func], args), _replace(args, SizeInt, int), {})
         result = func(*args, **kwargs)
         handler = _HANDLERS.get(func)
         if handler is None:
@@ -536,8 +554,13 @@ class _FunctionRecorder(TorchFunctionMode):
         given = args[first:] or (kwargs.get("size") or kwargs.get("shape") or (),)
         if given and isinstance(given[0], (tuple, list)):
             given = tuple(given[0])
-        if isinstance(result, Tensor) and all(isinstance(s, int) for s in given) and len(given) == result.dim():
+        if (
+            isinstance(result, Tensor)
+            and all(isinstance(s, (int, Tensor)) for s in given)
+            and len(given) == result.dim()
+        ):
             for dim, size in enumerate(given):
+                size = result.shape[dim] if isinstance(size, Tensor) else size  # data made it: a literal
                 if size != -1:
                     self._use(result, dim, result.shape[dim], expr_of(size), func)
         return result
@@ -787,6 +810,13 @@ def _replace(value: Any, cls: type, function: Callable[[Any], Any]) -> Any:
     if type(value) is dict:
         return {key: _replace(item, cls, function) for key, item in value.items()}
     return value
+
+
+def _overload(packet: Any, args: tuple[Any, ...]) -> Any:
+    """The overload of an operator of `_WHOLE`: a layer has two, and takes a packed sequence as data and sizes."""
+    if "default" in packet.overloads():
+        return packet.default
+    return packet.data if isinstance(args[3], (tuple, list)) else packet.input
 
 
 def _flat_results(result: Any) -> list[Any]:

@@ -300,8 +300,6 @@ CONTRACTION = {
     "cdist": two(lambda m, x, y: torch.cdist(x, y), 8, after=4),
     "cdist_one": two(lambda m, x, y: torch.cdist(x, y, p=1.0), 8, after=4),
     "bilinear_has_no_rule": two(lambda m, x, y: m.c(x, y), 0, after=4, c=lambda: nn.Bilinear(8, 8, 4)),
-    # what enters a recurrent layer can leave; the gates inside are cut by sizes that the code does not name
-    "recurrent": seq(lambda m, x: m.r(x)[0], 8, r=lambda: nn.LSTM(8, 8, batch_first=True)),
 }
 
 CONVOLUTION = {
@@ -1081,6 +1079,7 @@ POINTWISE = {
     "where_of_two": two(
         lambda m, x, y: torch.where(m.at, x, y.cos()), 8, at=lambda: torch.tensor([[True], [False], [True], [True]])
     ),
+    "angle_of_minus_zero": two(lambda m, x, y: torch.atan2(x, -y), 8),  # atan2(0, -0) is pi
     "where_of_data": two(lambda m, x, y: torch.where(x > y, x, y), 8),
     "outer_sum": two(lambda m, x, y: (x[:, :, None] + y[:, None]).relu().sum(2), 8),
     # a constant table meets the channels: they cannot leave
@@ -1163,6 +1162,65 @@ IN_PLACE = {
     "rotary_complex": seq(rotary_complex, 2 + 2, heads=2, frequencies=lambda: torch.tensor([1.0, 0.1])),
 }
 
+
+def started(layer: Callable[[], nn.Module], start: Callable[[Tensor], Any], units: int) -> Row:
+    """A recurrent layer 5 -> 6 on (2, 4, 5) whose state, made of a linear layer, is not zero when it starts."""
+    return Row(
+        lambda: Net(
+            lambda m, x: m.o(m.r(x, start(m.h(x[:, 0])[None]))[0]),
+            r=layer(),
+            h=nn.Linear(5, 6),
+            o=nn.Linear(6, 3),
+        ),
+        floats((2, 4, 5)),
+        units,
+    )
+
+
+def packed(m: Any, x: Tensor) -> Tensor:
+    """Sequences of 4 and of 2 steps, filled up with ones."""
+    lengths = torch.tensor([4, 2])
+    y = m.r(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[0]
+    return nn.utils.rnn.pad_packed_sequence(y, batch_first=True, padding_value=m.filled)[0]
+
+
+RECURRENT = {
+    "lstm": seq(lambda m, x: m.r(x)[0], 16, r=lambda: nn.LSTM(8, 8, batch_first=True)),
+    "lstm_layers": seq(lambda m, x: m.r(x)[0], 12, r=lambda: nn.LSTM(8, 4, 2, bidirectional=True, bias=False)),
+    "lstm_projection": seq(lambda m, x: m.r(x)[0], 16, r=lambda: nn.LSTM(8, 9, 2, proj_size=8)),
+    "lstm_cell_state": seq(lambda m, x: m.r(x)[1][1][0], 16, r=lambda: nn.LSTM(8, 8)),
+    "gru": seq(lambda m, x: m.r(x)[0], 12, r=lambda: nn.GRU(8, 4, 3, bidirectional=True)),
+    "rnn_tanh": seq(lambda m, x: m.r(x)[0], 16, r=lambda: nn.RNN(8, 8, 2, bias=False)),
+    "rnn_relu": seq(lambda m, x: m.r(x)[1][-1], 16, r=lambda: nn.RNN(8, 8, 2, nonlinearity="relu")),
+    # a state that starts at 0 at removed units, and one that does not: there all columns that read it have to be 0
+    "gru_started": started(lambda: nn.GRU(5, 6, batch_first=True), lambda h: h, 6),
+    "gru_started_at_half": started(lambda: nn.GRU(5, 6, batch_first=True), torch.sigmoid, 6),
+    "lstm_started_at_half": started(lambda: nn.LSTM(5, 6, batch_first=True), lambda h: (h.sigmoid(), h), 6),
+    "lstm_kept_at_half": started(lambda: nn.LSTM(5, 6, batch_first=True), lambda h: (h, h.sigmoid()), 6),
+    "rnn_started_at_half": started(lambda: nn.RNN(5, 6, batch_first=True), torch.sigmoid, 6),
+    "lstm_cell": seq(lambda m, x: m.r(x[:, 0])[0], 16, r=lambda: nn.LSTMCell(8, 8)),
+    "gru_cell": seq(lambda m, x: m.r(x[:, 0], x[:, 1]), 8, r=lambda: nn.GRUCell(8, 8, bias=False)),
+    "rnn_cell": seq(lambda m, x: m.r(x[:, 0], x[:, 1].cos()), 8, r=lambda: nn.RNNCell(8, 8)),
+    "packed": seq(packed, 16, r=lambda: nn.LSTM(8, 8), filled=0.0),
+    "packed_and_filled": seq(packed, 16, r=lambda: nn.GRU(8, 8), filled=1.0),
+}
+
+FOURIER = {
+    "over_time": seq(lambda m, x: torch.fft.irfft(torch.fft.rfft(x, dim=1) * m.f, n=4, dim=1), 8, f=parameter(3, 8)),
+    "over_channels": seq(lambda m, x: torch.fft.fft(x, dim=-1).real, 0),
+    "over_space": image(lambda m, x: torch.fft.ifft2(torch.fft.fft2(x)).real, 8),
+    "over_both": seq(lambda m, x: torch.fft.fftn(x, dim=(1, 2)).real, 0),
+    "padded": seq(lambda m, x: torch.fft.irfft(torch.fft.rfft(x, n=8, dim=1), n=8, dim=1)[:, : x.shape[1]], 8),
+    "magnitude": seq(lambda m, x: torch.fft.rfft(x, dim=1).abs(), 8),
+    "shifted": seq(lambda m, x: torch.fft.fftshift(torch.fft.fft(x, dim=1), dim=1).imag, 8),
+    "complex_weights": seq(
+        lambda m, x: torch.fft.irfft(torch.einsum("bni,nio->bno", torch.fft.rfft(x, dim=1), m.w), n=4, dim=1),
+        8 + 6,
+        after=6,
+        w=lambda: nn.Parameter(torch.randn(3, 8, 6, dtype=torch.complex128)),
+    ),
+}
+
 FAMILIES: dict[str, dict[str, Row]] = {
     "contraction": CONTRACTION,
     "convolution": CONVOLUTION,
@@ -1174,6 +1232,8 @@ FAMILIES: dict[str, dict[str, Row]] = {
     "lookup": LOOKUP,
     "pointwise": POINTWISE,
     "in_place": IN_PLACE,
+    "recurrent": RECURRENT,
+    "fourier": FOURIER,
 }
 ROWS = [pytest.param(row, id=f"{family}-{name}") for family, rows in FAMILIES.items() for name, row in rows.items()]
 

@@ -137,11 +137,17 @@ def _full_width(
 
 
 def norm_dim(c: Context, node: Node, label: Label) -> int | None:
-    """Which dim of the first input of the running module carries these ids; None where none does."""
-    for call in c.calls.get(node.module, []):
-        if not call.inputs:
-            continue
-        index = call.inputs[0]
+    """Which dim of the first input of the running module carries these ids; None where none does.
+
+    A gate of the same shape may have given its ids to the product with it.
+    """
+    alike = [
+        index
+        for call in c.calls.get(node.module, [])
+        for index in call.inputs
+        if c.shape(index) == c.shape(call.inputs[0])
+    ]
+    for index in alike:
         for d, found in enumerate(c.labels.get(index, [])):
             if isinstance(found, Label) and np.array_equal(found.ids, label.ids):
                 # counted from the end, so that an added batch dim does not matter; 1 means channels first

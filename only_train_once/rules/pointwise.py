@@ -101,11 +101,13 @@ def _breaks_at(c: Context, node: Node, operands: list[int], row: int) -> bool:
 
 def _question(c: Context, node: Node, operands: list[int]) -> tuple[tuple[int, ...], tuple[str, ...], str, _Arguments]:
     order = tuple(operands.index(i) for i in c.tensors(node))
-    kinds = tuple(
-        "f" if is_float(c.value(i).dtype) else "b" if c.value(i).dtype == torch.bool else "i" for i in operands
-    )
+    kinds = tuple(_kind(c.value(i).dtype) for i in operands)
     scalars = pytree.tree_map_only(Ref, lambda _: None, (node.args, dict(node.kwargs)))
     return order, kinds, repr(scalars), _Arguments(node.args, dict(node.kwargs))
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "c" if dtype.is_complex else "f" if is_float(dtype) else "b" if dtype == torch.bool else "i"
 
 
 class _Arguments:
@@ -125,16 +127,21 @@ class _Arguments:
 def _probe(
     op: Any, order: tuple[int, ...], kinds: tuple[str, ...], text: str, arguments: _Arguments, zeros: tuple[bool, ...]
 ) -> bool:
-    """Whether the operator gives exactly 0 when the operands marked in ``zeros`` are 0 and the others anything."""
+    """Whether the operator gives exactly 0 when the operands marked in ``zeros`` are 0 and the others anything.
+
+    A weight below 0 times 0 is -0, which some operators tell from 0 (the angle of a complex number).
+    """
     generator = torch.Generator().manual_seed(0)
     tensors: list[Tensor] = []
     for kind, zero in zip(kinds, zeros, strict=True):
         x = torch.randn(16, generator=generator, dtype=torch.float64) * 3
-        if kind == "b":
+        if kind == "c":
+            x = torch.complex(x, x.roll(1))
+        elif kind == "b":
             x = x > 0  # a mask holds both, so that a selection is zero only where both sides are
         elif kind == "i":
             x = x.to(torch.int64)
-        tensors.append(torch.zeros_like(x) if zero else x)
+        tensors.append(_zeros(x) if zero else x)
     with torch.no_grad():
         result = _run(op, [tensors[i] for i in order], arguments)
     return result is not None and bool((result == 0).all())
@@ -152,6 +159,7 @@ def _breaks(
         for kind, zero in zip(kinds, at, strict=True):
             x = torch.rand(16, generator=generator, dtype=torch.float64) * 0.8 + 0.1
             x = x > 0.5 if kind == "b" else x.ceil().to(torch.int64) if kind == "i" else x
+            x = torch.complex(x, x) if kind == "c" else x
             tensors.append((torch.zeros_like(x) if zero else x).requires_grad_(kind == "f"))
         with torch.enable_grad():
             result = _run(op, [tensors[i].clone() for i in order], arguments)
@@ -184,6 +192,15 @@ def _run(op: Any, tensors: list[Tensor], arguments: _Arguments) -> Tensor | None
         return None
     result = result[0] if isinstance(result, (list, tuple)) else result
     return result if isinstance(result, Tensor) else None
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Zeros of both signs, in all combinations where there are two parts."""
+    if not is_float(x.dtype):
+        return torch.zeros_like(x)
+    signs = torch.arange(len(x)) % 4
+    real, imag = (torch.where(signs < 2, 0.0, -0.0).double(), torch.where(signs % 2 == 0, 0.0, -0.0).double())
+    return torch.complex(real, imag) if x.is_complex() else real
 
 
 _MAKE_ZERO = {"aten.zeros": True, "aten.new_zeros": True, "aten.zeros_like": True}

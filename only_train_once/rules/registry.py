@@ -108,7 +108,7 @@ class Context:
         if dims is None:
             value = self.graph.values[index]
             if value.kind in (ValueKind.PARAMETER, ValueKind.BUFFER):
-                zero = value.kind is ValueKind.PARAMETER and value.dtype.is_floating_point
+                zero = value.kind is ValueKind.PARAMETER and is_float(value.dtype)
                 dims = [
                     self.store.fresh(n, zero and (value.name, d) not in self.never_zero) if n > 1 else None
                     for d, n in enumerate(value.shape)
@@ -169,6 +169,19 @@ class Context:
     def consumers(self) -> dict[int, list[Node]]:
         """The nodes that read each value."""
         return self.graph.consumers()
+
+    @cached_property
+    def idle(self) -> set[int]:
+        """Nodes whose results reach no output and decide nothing: what they compute is never seen."""
+        needed, idle = set(self.graph.outputs), set[int]()
+        deciding = {branch.node for branch in self.graph.branches}
+        for node in reversed(self.graph.nodes):
+            made = {*node.outputs, *(new for new, _ in node.updates)}
+            if node.index in deciding or made & needed:
+                needed |= {*node.inputs, *(old for _, old in node.updates)}
+            else:
+                idle.add(node.index)
+        return idle
 
     @cached_property
     def calls(self) -> dict[str, list[ModuleCall]]:

@@ -108,7 +108,8 @@ def squeeze(c: Context, node: Node) -> None:
 def expand(c: Context, node: Node) -> None:
     """A dim that is repeated takes any label: it is the same value everywhere, also where a unit was removed.
 
-    Where the code took its size from a labelled dim, it is that label.
+    Where the code took its size from a labelled dim, it is that label; where it named an attribute, the ids are those
+    that the attribute counts.
     """
     x, out = c.tensors(node)[0], node.outputs[0]
     assert out is not None
@@ -126,6 +127,8 @@ def _repeated(c: Context, out: int, d: int) -> Dim:
     source = c.label(*said.args) if said is not None and said.kind == "dim" else None
     if source is not None and len(source) == c.shape(out)[d]:
         return source.with_zero(False)
+    if said is not None and said.kind == "attr":
+        return c.store.fresh(c.shape(out)[d], False)
     return Spread((out, d))
 
 

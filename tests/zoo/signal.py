@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .case import Case, tokens
+from .fourier import FOURIER
 from .weights import WEIGHTS
 
 
@@ -263,4 +264,5 @@ SIGNAL: dict[str, Case] = {
     "mapped": Case(Mapped, tokens(6), 18),
     "exit_early": Case(ExitEarly, tokens(6), 8),
     **WEIGHTS,
+    **FOURIER,
 }
