@@ -7,6 +7,7 @@ ATen operator to formula; an operator that is a composition of others is counted
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -188,7 +189,9 @@ def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
     try:
-        yield
+        with warnings.catch_warnings():  # a compiled module says that hooks of all modules see it twice, which is fine
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
+            yield
     finally:
         before.remove()
         after.remove()

@@ -12,8 +12,8 @@ the statistics of the N values (N - n of them 0) are
 so one pass over the kept values is enough, and r is the only number to remember. The same holds inside every
 norm group of a group norm, with the channels of one norm group in place of all channels.
 
-Each class is a subclass of torch's own, so that code that looks for a ``nn.LayerNorm`` still finds it, and each
-reads nothing at run time but its tensors and a few numbers: it pickles, exports and compiles.
+Each class that has one in torch is a subclass of it, so that code that looks for a ``nn.LayerNorm`` still finds it,
+and each reads nothing at run time but its tensors and a few numbers: it pickles, exports and compiles.
 """
 
 from __future__ import annotations
@@ -194,3 +194,31 @@ class FullWidthGroupNorm(nn.GroupNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, full_width={self.full_width}"
+
+
+class FullWidthResponseNorm(nn.Module):
+    """A global response norm over n channels that divides by the mean length of ``full_width`` channels.
+
+    ``x + shift + scale * x * length / (Σ length / N + eps)``, with a length per image and channel. A removed channel
+    has length 0, so the sum is that of the full norm. It takes the place of classes that name scale and shift
+    differently; they are the first and the second parameter.
+
+    Attributes:
+        full_width: N, the number of channels before surgery.
+        dim: position of the channels in the input.
+    """
+
+    full_width: int
+    dim: int
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _widen(x)
+        space = [d for d in range(1, x.ndim) if d != self.dim % x.ndim]
+        length = torch.linalg.vector_norm(wide, dim=space, keepdim=True)
+        share = length / (length.sum(self.dim, keepdim=True) / self.full_width + self.eps)
+        scale, shift = (_along(p.reshape(-1), self.dim, x.ndim) for p in self.parameters(recurse=False))
+        return (wide + shift + scale * (wide * share)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"full_width={self.full_width}, dim={self.dim}, eps={self.eps}"

@@ -32,6 +32,7 @@ NORM_KINDS = (
     "rescale",
     "group",
     "whole groups",
+    "response",
 )  # see `surgery._NORM_CHANGES`
 _LARGEST = 2**53  # sizes beyond it are no sizes; JSON readers would also round them
 

@@ -29,7 +29,13 @@ from . import masking
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import copy_module, in_float64
-from .norms import FullWidthGatedRMSNorm, FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+from .norms import (
+    FullWidthGatedRMSNorm,
+    FullWidthGroupNorm,
+    FullWidthLayerNorm,
+    FullWidthResponseNorm,
+    FullWidthRMSNorm,
+)
 from .record import (
     ATTRIBUTE_PATH,
     AttributeChange,
@@ -600,6 +606,12 @@ def _rescale(module: Any, norm: NormChange) -> None:
     setattr(module, str(norm.eps_name), norm.eps)
 
 
+def _to_response(module: Any, norm: NormChange) -> None:
+    module.__class__ = FullWidthResponseNorm
+    eps = norm.eps if norm.eps is not None else _eps(module, norm.eps_name)
+    vars(module).update(full_width=norm.full_width, dim=norm.dim, eps=eps)
+
+
 def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attributes: Any) -> None:
     """Change the class in place: hooks, parameters, mode and every reference to the module stay as they are."""
     state = vars(module)
@@ -647,6 +659,7 @@ _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
     "rescale": _rescale,
     "group": _to_group_norm,
     "whole groups": _fewer_norm_groups,
+    "response": _to_response,
 }
 
 
@@ -671,7 +684,8 @@ def _plan_norm(
         for name in (first, *cut.aliases)
         if name.startswith(prefix)
     }
-    candidates = _norm_candidates(module, path, dim, kept, fold)
+    candidates = [*_norm_candidates(module, path, dim, kept, fold), *_response_candidates(module, dim, kept)]
+    candidates.sort(key=lambda change: (change.kind == "response") is not _of_response(module))
     if any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
         logger.warning("norm %s: its tensors are on the meta device, the cut is not checked", path)
         return candidates[0]
@@ -721,6 +735,22 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
     if isinstance(module, nn.LayerNorm):
         return [layer, *rms]
     return [*folded, *rms] if isinstance(module, nn.RMSNorm) else [*folded, *rms, layer]
+
+
+def _of_response(module: nn.Module) -> bool:
+    """Whether its name says that a module is a global response norm: tried first, or last."""
+    name = type(module).__name__.lower()
+    return "response" in name or "grn" in name
+
+
+def _response_candidates(module: nn.Module, dim: int, kept: NDArray[np.bool_]) -> list[NormChange]:
+    """Ways to try for a norm of the user's own with scale and shift; its eps may be a number in its code."""
+    own = [p for p in module.parameters(recurse=False) if p.numel() == len(kept)]
+    if len(own) != 2 or isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+        return []
+    width, full, eps_name = int(kept.sum()), len(kept), _eps_name(module)
+    eps = (None,) if eps_name is not None else (1e-6, 1e-5, 1e-8, 1e-12, 1e-7)
+    return [NormChange("response", width, full, dim, (width,), eps_name=eps_name, eps=e) for e in eps]
 
 
 _GATED = ("gated rms", "rms of gated")
@@ -779,6 +809,8 @@ def _norm_holds(
     positions = torch.from_numpy(np.flatnonzero(kept))
     gated = change.kind in _GATED or _positional(module)[0] > 1
     for shape in _norm_inputs(module, dim, len(kept)):
+        if change.kind == "response" and len(shape) != 4:
+            continue  # it is a norm of images
         x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
         mask = torch.zeros(len(kept), dtype=torch.float64).index_fill_(0, positions, 1.0)
         x = x * mask.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])

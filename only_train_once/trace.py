@@ -77,6 +77,13 @@ def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph
             f"{getattr(model, 'original_name', type(model).__name__)} is a ScriptModule, which cannot be cut: give the "
             "module it was scripted or traced from"
         )
+    for name, parameter in model.named_parameters():
+        if parameter.layout is not torch.strided or parameter.is_quantized or parameter.is_nested:
+            kind = "quantized" if parameter.is_quantized else "nested" if parameter.is_nested else str(parameter.layout)
+            raise TraceError(
+                f"the parameter {name!r} is {kind.removeprefix('torch.')}, and only a dense tensor can be cut: give a "
+                f"model whose {name} is dense, or keep it as a buffer, which is not pruned"
+            )
     tensors_of(inputs)  # validates before anything is copied
     if provenance:
         try:
@@ -652,9 +659,14 @@ class _FunctionRecorder(TorchFunctionMode):
                 self._use(result, start + offset, result.shape[start + offset], expr_of(size), func)
         return result
 
-    def like_arange(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], int):
-            self._use(result, 0, result.shape[0], expr_of(args[0]), func)
+    def arange(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Numbers up to a size, or from one size to another; of other steps and of numbers by name the sizes stay."""
+        start, end = (0, *args) if len(args) == 1 else (*args, None)[:2]
+        if isinstance(start, (int, float)) and int(start) == start and isinstance(end, int) and len(args) <= 2:
+            expr = expr_of(end) if start == 0 else Expr("-", (expr_of(end), expr_of(start)))
+            self._use(result, 0, result.shape[0], expr, func)
+        else:
+            self.data(func, args, kwargs, result)
         return result
 
     def split(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -762,12 +774,13 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.data: (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, t.new_tensor),
         mode.sizes: (
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
-            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty, t.sum_to_size,
+            torch.empty, torch.rand, torch.randn, torch.full, t.new_zeros, t.new_ones, t.new_empty, t.new_full,
+            t.sum_to_size,
         ),
         mode.like: (t.expand_as, t.view_as, t.reshape_as),
         mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),  # type: ignore[attr-defined]
         mode.unflatten: (t.unflatten, torch.unflatten),
-        mode.like_arange: (torch.arange,),
+        mode.arange: (torch.arange,),
         mode.split: (
             t.split, torch.split, t.split_with_sizes, torch.split_with_sizes, torch.functional.split,
         ),

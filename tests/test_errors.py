@@ -733,6 +733,25 @@ def _without_tensors(world: World) -> nn.Module:
     return load(folder, MLP)
 
 
+def compressed(tensor: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls these beta
+        return tensor.to_sparse_csr()
+
+
+def quantized(tensor: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # and these deprecated
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+def with_weight(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A network whose first weight is a tensor of another kind."""
+    model = fresh_model()
+    model.fc1.weight = nn.Parameter(function(model.fc1.weight.detach()), requires_grad=False)
+    return model
+
+
 MISUSE = [
     Row("trace-model", lambda w: trace(5, X), C, "model is a int: a torch.nn.Module is needed"),
     Row(
@@ -740,6 +759,19 @@ MISUSE = [
         script,
         TraceError,
         "MLP is a ScriptModule.*give the module",
+    ),
+    *(
+        Row(
+            f"trace-{name}",
+            functools.partial(lambda w, f: trace(with_weight(f), X), f=function),
+            TraceError,
+            f"the parameter 'fc1.weight' is {text}, and only a dense tensor can be cut.*keep it as a buffer",
+        )
+        for name, function, text in [
+            ("sparse", lambda t: t.to_sparse(), "sparse_coo"),
+            ("sparse-rows", lambda t: compressed(t), "sparse_csr"),
+            ("quantized", lambda t: quantized(t), "quantized"),
+        ]
     ),
     Row("groups-graph", lambda w: find_groups(w.model), C, r"graph is a MLP: give what trace\(model, inputs\) returns"),
     Row("inputs-without-model", lambda w: OTO(dummy_input=X), C, "dummy_input is given, but no model"),
@@ -1040,16 +1072,51 @@ def test_what_is_built_without_gradients_trains(mode: Callable[[], Any], tmp_pat
         assert all(p.grad is not None for p in model.parameters())
 
 
-def test_data_parallel_and_compiled_models() -> None:
-    wrapped = (nn.DataParallel(fresh_model()), torch.compile(fresh_model(), backend="eager"))
-    for model, prefix in zip(wrapped, ("module.", "_orig_mod."), strict=True):
+def compiled_inside() -> nn.Module:
+    model = fresh_model()
+    model.fc1 = torch.compile(model.fc1, backend="eager")
+    return model
+
+
+def compiled_in_place() -> nn.Module:
+    model = fresh_model()
+    model.compile(backend="eager")
+    return model
+
+
+def distributed(directory: Path) -> nn.Module:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory / 'store'}", rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(fresh_model())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        pytest.param(lambda d: nn.DataParallel(fresh_model()), "module.fc1", id="data_parallel"),
+        pytest.param(distributed, "module.fc1", id="distributed"),
+        pytest.param(lambda d: torch.optim.swa_utils.AveragedModel(fresh_model()), "module.fc1", id="averaged"),
+        pytest.param(lambda d: torch.compile(fresh_model(), backend="eager"), "_orig_mod.fc1", id="compiled"),
+        pytest.param(lambda d: compiled_inside(), "fc1._orig_mod", id="compiled_inside"),
+        pytest.param(lambda d: compiled_in_place(), "fc1", id="compiled_in_place"),
+    ],
+)
+def test_a_wrapped_model_gives_a_wrapped_subnet(wrap: Any, name: str, tmp_path: Path) -> None:
+    """Data parallel, distributed, averaged, compiled: the subnet is the same, and runs."""
+    try:
+        model = wrap(tmp_path)
         oto = OTO(model, X)
-        assert [g.name for g in oto.groups.prunable] == [f"{prefix}fc1"]
-    oto = OTO(wrapped[0], X)
-    oto.random_set_zero_groups(0.5, seed=0)
-    subnet = oto.construct_subnet().model
-    assert isinstance(subnet, nn.DataParallel)
-    assert subnet.module.fc1.out_features == 5
+        assert [g.name for g in oto.groups.prunable] == [name]
+        oto.random_set_zero_groups(0.5, seed=0)
+        subnet = oto.construct_subnet()
+        assert type(subnet.model) is type(model)
+        assert not subnet.report.excluded
+        assert subnet.model.get_submodule(name).out_features == 5
+        with torch.no_grad():
+            torch.testing.assert_close(subnet.model(X), model(X))
+    finally:
+        torch._dynamo.reset()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_a_class_of_another_name_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

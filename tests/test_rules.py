@@ -32,6 +32,7 @@ from only_train_once.surgery import construct_subnet
 from only_train_once.trace import output_tensors, trace
 
 from .pruning import randomize, zero
+from .zoo.convolutions import GRN
 
 TOLERANCE = 1e-10
 
@@ -272,6 +273,14 @@ CONTRACTION = {
     "addmm": flat(lambda m, x: torch.addmm(m.b, x, m.w, beta=2, alpha=3), 16, w=parameter(8, 8), b=parameter(8)),
     # a bias that is one number for all channels cannot be zero for one of them: the readers have to be
     "addmm_scalar_bias": flat(lambda m, x: torch.addmm(m.b, x, m.w), 16, w=parameter(8, 8), b=parameter(1)),
+    "sparse_mm": flat(lambda m, x: torch.sparse.mm(m.s, x), 8, s=lambda: torch.eye(3).to_sparse()),
+    "sparse_addmm": flat(
+        lambda m, x: torch.sparse.addmm(m.b(x), m.s, x, beta=2.0),
+        8,
+        b=lambda: nn.Linear(8, 8),
+        s=lambda: torch.eye(3).to_sparse(),
+    ),
+    "sparse_operator": flat(lambda m, x: m.s @ x, 8, s=lambda: torch.eye(3).to_sparse()),
     "addmv": flat(lambda m, x: torch.addmv(m.b, x, m.w)[:, None], 8, after=1, w=parameter(8), b=parameter(3)),
     "bmm": two(lambda m, x, y: torch.bmm(x, y.transpose(1, 2)), 8, after=4),
     "bmm_values": two(lambda m, x, y: torch.bmm(torch.bmm(x, x.transpose(1, 2)), y), 16),
@@ -436,6 +445,10 @@ NORM = {
         g=parameter(8, 1),
     ),
     "weight_over_norm": flat(lambda m, x: F.linear(x, m.v / m.v.norm(dim=1, keepdim=True)), 16, v=parameter(8, 8)),
+    "global_response": image(lambda m, x: m.g(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 8, g=lambda: GRN(8)),
+    "global_response_outside_of_a_module": image(
+        lambda m, x: x * (x.norm(dim=(2, 3), keepdim=True) / (x.norm(dim=(2, 3), keepdim=True).mean(1, True) + 1e-6)), 0
+    ),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),
@@ -1072,6 +1085,14 @@ POINTWISE = {
     # a constant table meets the channels: they cannot leave
     "constant_table": seq(lambda m, x: x + torch.linspace(0, 1, 8, dtype=x.dtype), 0),
     "buffer_table": seq(lambda m, x: x + m.t, 8, t=lambda: torch.randn(4, 8)),
+    # a table that code makes as wide as the channels has other numbers for others of them
+    "table_of_width": seq(lambda m, x: x + torch.arange(0.0, x.shape[-1], dtype=x.dtype), 0),
+    "table_of_half_width": seq(
+        lambda m, x: torch.cat([x, torch.arange(x.shape[-1], 12, dtype=x.dtype).expand(2, 4, -1)], -1), 0, after=12
+    ),
+    "table_of_steps": seq(lambda m, x: x + torch.arange(0, 2 * x.shape[-1], 2, dtype=x.dtype), 0),
+    "full_of_width": seq(lambda m, x: x + torch.full((4, x.shape[-1]), 2.0, dtype=x.dtype), 8),
+    "full_of_width_by_method": seq(lambda m, x: x * x.new_full((x.size(-1),), 2.0), 8),
     "parameter_table": seq(lambda m, x: x + m.t, 8, t=parameter(1, 4, 8)),
     "bias_number": seq(lambda m, x: x + m.t, 8, t=parameter(1)),
     "layer_scale": seq(lambda m, x: x.cos() * m.t, 8, t=parameter(8)),

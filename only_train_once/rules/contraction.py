@@ -154,6 +154,19 @@ def _grouped(c: Context, node: Node, x: int, weight: int, groups: int, transpose
     return out
 
 
+@rule("aten._sparse_addmm", "aten._sparse_mm")
+def sparse_mm(c: Context, node: Node) -> None:
+    """A sparse matrix (who is whose neighbour) times a dense one: its columns pass."""
+    *added, sparse, dense = c.tensors(node)[:3]
+    for index, d in ((sparse, 0), (sparse, 1), (dense, 0)):
+        c.freeze(c.dim(index, d), f"is a dim of a sparse matrix at {c.graph.where(node)}")
+    columns = c.dim(dense, 1)
+    if added and float(node.argument("beta", 1)):
+        c.freeze(c.dim(added[0], 0), f"is a dim of a sparse matrix at {c.graph.where(node)}")
+        columns = c.tie(columns, c.dim(added[0], 1), node)
+    c.set(node, [None, columns])
+
+
 @rule("aten._euclidean_dist", "aten._cdist_forward", "aten.cdist")
 def distance(c: Context, node: Node) -> None:
     """Sums squared differences over the last dim: exact when both are zero there."""

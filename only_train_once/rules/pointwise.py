@@ -160,6 +160,7 @@ def _breaks(
         for kind, zero in zip(kinds, at, strict=True):
             x = torch.rand(16, generator=generator, dtype=torch.float64) * 0.8 + 0.1
             x = x > 0.5 if kind == "b" else x.ceil().to(torch.int64) if kind == "i" else x
+            x = torch.complex(x, x) if kind == "c" else x
             tensors.append((torch.zeros_like(x) if zero else x).requires_grad_(kind in "fc"))
         with torch.enable_grad():
             result = _run(op, [tensors[i].clone() for i in order], arguments)

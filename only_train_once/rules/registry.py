@@ -373,3 +373,12 @@ def without_zeros(dims: Sequence[Dim]) -> list[Dim]:
 def is_float(dtype: torch.dtype) -> bool:
     """Whether values of this dtype can carry a removable unit."""
     return dtype.is_floating_point or dtype.is_complex
+
+
+def reduced_dims(c: Context, node: Node, x: int) -> list[int]:
+    """The dims of ``x`` that an operator with an argument ``dim`` reduces: one, several, or all where none is given."""
+    wanted = node.argument("dim")
+    rank = c.rank(x)
+    if wanted is None or wanted == []:
+        return list(range(rank))
+    return [int(d) % max(rank, 1) for d in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -339,23 +341,53 @@ class PoolMixer(nn.Module):
         return self.head(x + self.scales[1][:, None, None] * self.fc2(F.gelu(self.fc1(x))))
 
 
+class GRN(nn.Module):
+    """ConvNeXt v2: each channel's length over the mean length of all channels, which has to be remembered."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim)), nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        return self.gamma * (x * (length / (length.mean(dim=-1, keepdim=True) + 1e-6))) + self.beta + x
+
+
+class ChannelFirstGRN(nn.Module):
+    """The same with the channels in front, in other words, with an eps of its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.eps, self.view = 1e-3, (1, -1, 1, 1)
+        self.weight, self.bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        length = x.norm(p=2, dim=(2, 3), keepdim=True)
+        share = length / (length.mean(dim=1, keepdim=True) + self.eps)
+        x = x + torch.addcmul(self.bias.view(self.view), self.weight.view(self.view), x * share)
+        return x.permute(0, 2, 3, 1)
+
+
+class MaximumGRN(GRN):
+    """One that differs: nothing is known that would make it exact."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        return self.gamma * (x * (length / length.mean(dim=-1, keepdim=True).clamp(min=1e-6))) + self.beta + x
+
+
 class GlobalResponse(nn.Module):
-    """ConvNeXt v2: each channel's length over the mean length of all channels.
+    """The block around it."""
 
-    The mean divides by the count of channels, which this class cannot be told: the inner width stays.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.stem, self.depthwise = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.fc1, self.fc2, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 2)
-        self.gamma, self.beta = nn.Parameter(torch.zeros(1, 1, 1, 12)), nn.Parameter(torch.zeros(1, 1, 1, 12))
+        self.fc1, self.grn, self.fc2, self.head = nn.Linear(8, 12), norm(12), nn.Linear(12, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        y = F.gelu(self.fc1(self.depthwise(x).permute(0, 2, 3, 1)))
-        length = torch.norm(y, p=2, dim=(1, 2), keepdim=True)
-        y = self.gamma * (y * (length / (length.mean(dim=-1, keepdim=True) + 1e-6))) + self.beta + y
+        y = self.grn(F.gelu(self.fc1(self.depthwise(x).permute(0, 2, 3, 1))))
         return self.head(x.permute(0, 2, 3, 1) + self.fc2(y))
 
 
@@ -472,7 +504,9 @@ CONVOLUTIONS: dict[str, Case] = {
     "maxout": Case(Maxout, images(size=4), 11),
     "conv_mixer": Case(ConvMixer, images(size=4), 16),
     "pool_mixer": Case(PoolMixer, images(size=4), 12, wide=20),
-    "global_response": Case(GlobalResponse, images(size=4), 8, "a mean divides by the count"),
+    "global_response": Case(lambda: GlobalResponse(GRN), images(size=4), 20),
+    "global_response_first": Case(lambda: GlobalResponse(ChannelFirstGRN), images(size=4), 20),
+    "global_response_other": Case(lambda: GlobalResponse(MaximumGRN), images(size=4), 8, "a mean divides"),
     "total_response": Case(TotalResponse, images(size=4), 8),
     "dense_block": Case(DenseBlock, images(size=4), 21),
     "dual_path": Case(DualPath, images(size=4), 14),

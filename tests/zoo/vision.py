@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .case import Case
 from .convolutions import CONVOLUTIONS
+from .dense import DENSE
 from .image_attention import IMAGE_ATTENTION
 
-VISION: dict[str, Case] = {**CONVOLUTIONS, **IMAGE_ATTENTION}
+VISION: dict[str, Case] = {**CONVOLUTIONS, **IMAGE_ATTENTION, **DENSE}
