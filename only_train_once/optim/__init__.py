@@ -2,7 +2,20 @@
 
 from only_train_once.optim.base import AttachedOptimizer, Metrics, attach
 from only_train_once.optim.build import build
+from only_train_once.optim.dhspg import Dhspg
 from only_train_once.optim.hesso import Hesso
+from only_train_once.optim.hspg import Hspg
 from only_train_once.optim.method import METHODS, Method, register_method
 
-__all__ = ["METHODS", "AttachedOptimizer", "Hesso", "Method", "Metrics", "attach", "build", "register_method"]
+__all__ = [
+    "METHODS",
+    "AttachedOptimizer",
+    "Dhspg",
+    "Hesso",
+    "Hspg",
+    "Method",
+    "Metrics",
+    "attach",
+    "build",
+    "register_method",
+]
