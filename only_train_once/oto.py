@@ -432,6 +432,13 @@ class OTO:
         """
         return build("hspg", self._named_tensors(), self.groups, **options)
 
+    def hesso_cric(self, **options: Any) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with HESSO-CRIC attached; see :class:`optim.HessoCric`.
+
+        ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
+        """
+        return build("hesso_cric", self._named_tensors(), self.groups, **options)
+
     def attach(self, optimizer: torch.optim.Optimizer, method: str = "hesso", **config: Any) -> torch.optim.Optimizer:
         """Attach a pruning method to an optimizer that exists; returns the same object."""
         return attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config)

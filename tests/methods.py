@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from only_train_once.groups import PruningGroup
 from tests.reference.dhspg import PaperDhspg
 from tests.reference.hesso import PaperHesso
+from tests.reference.hesso_cric import PaperCric
 from tests.reference.hspg import PaperHspg
 from tests.reference.paper import Paper
 
@@ -29,7 +30,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hspg, prox": {**_HSPG, "first_stage": "prox", "warm_up_steps": 2},
     "dhspg": _DHSPG,
     "dhspg, tolerance": {**_DHSPG, "tolerance_group_sparsity": 0.2, "finish_steps": 4},
+    "hesso_cric": {
+        "method": "hesso_cric",
+        "start_cric_step": 4,
+        "sampling_steps": 3,
+        "max_cycle_period": 2,
+        "hybrid_training_steps": 4,
+    },
 }
+_PLANNED = {"hesso_cric": {"target_group_sparsity": 0.5}}  # methods with a schedule of their own
 
 
 # Steps at which a run of `PLAN` may wait for the device: where it scores, and where it looks what is at zero.
@@ -39,17 +48,19 @@ BOUNDARIES = {
     "hspg, prox": [15],
     "dhspg": [4, 8, 12, 15],
     "dhspg, tolerance": [4, 8, 12],
+    "hesso_cric": [4, 6, 7],
 }
 
 
 def starting(method: str, step: int) -> dict[str, int]:
     """Arguments that make a method begin at a step."""
-    return {n: step for n in ("start_pruning_step", "warm_up_steps") if n in {**PLAN, **CONFIGS[method]}}
+    starts = ("start_pruning_step", "warm_up_steps", "start_cric_step")
+    return {n: step for n in starts if n in config(method)}
 
 
 def config(method: str, **changes: Any) -> dict[str, Any]:
     """Arguments of `attach` for a row of `CONFIGS`."""
-    return {**PLAN, **CONFIGS[method], **changes}
+    return {**_PLANNED.get(method, PLAN), **CONFIGS[method], **changes}
 
 
 # -- slow versions: strength of the penalty -> arguments of `attach`, and the slow version of the same run ------------
@@ -87,10 +98,21 @@ def _dhspg(strength: float, direction: str) -> tuple[dict[str, Any], Slow]:
     return {"method": "dhspg", **arguments, **LONG, **more}, slow
 
 
+def _cric(strength: float, tolerance: int) -> tuple[dict[str, Any], Slow]:
+    arguments = {"start_cric_step": 20, "sampling_steps": 7, "max_cycle_period": 5, "hybrid_training_steps": 40}
+
+    def slow(base: Optimizer, groups: Sequence[PruningGroup], parameters: dict[str, Tensor]) -> Paper:
+        return PaperCric(base, groups, parameters, 0.5, start=20, sampling=7, cycles=5, tolerance=tolerance, ramp=40)
+
+    return {"method": "hesso_cric", "target_group_sparsity": 0.5, "tolerance": tolerance, **arguments}, slow
+
+
 SLOW: dict[str, Callable[[float], tuple[dict[str, Any], Slow]]] = {
     "hesso": _hesso,
     "hspg": partial(_hspg, first_stage="subgradient"),
     "hspg, prox": partial(_hspg, first_stage="prox"),
     "dhspg": partial(_dhspg, direction="step"),
     "dhspg, gradient": partial(_dhspg, direction="gradient"),
+    "hesso_cric": partial(_cric, tolerance=0),
+    "hesso_cric, tolerance": partial(_cric, tolerance=2),
 }

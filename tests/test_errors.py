@@ -375,6 +375,23 @@ METHODS = [
     ]
     for value in values
 ] + [
+    *(
+        Row(
+            f"hesso_cric-{name}={value!r}",
+            functools.partial(lambda w, changes: w.oto.hesso_cric(**changes), changes={name: value}),
+            C,
+            f"{name} is .*{rule}",
+        )
+        for name, values, rule in [
+            ("target_group_sparsity", [-0.1, 1.0, None], "the rule is 0 <= sparsity < 1"),
+            ("start_cric_step", [-1, 1.5], f"{WHOLE} 0"),
+            ("tolerance", [-1, 0.5], f"{WHOLE} 0"),
+            ("sampling_steps", [0, None], f"{WHOLE} 1"),
+            ("max_cycle_period", [0, "3"], f"{WHOLE} 1"),
+            ("hybrid_training_steps", [0, 1.5], f"{WHOLE} 1"),
+        ]
+        for value in values
+    ),
     Row(
         "hspg-warm-up-behind-start",
         lambda w: w.oto.hspg(**SCHEDULE, warm_up_steps=3),
@@ -388,7 +405,7 @@ ATTACH = [
         "attach-method",
         lambda w: w.oto.attach(w.plain, method="magic"),
         C,
-        r"method is 'magic'.*\['dhspg', 'hesso', 'hspg'",
+        r"method is 'magic'.*\[.*'dhspg', 'hesso', 'hesso_cric', 'hspg'",
     ),
     Row("attach-method-list", lambda w: w.oto.attach(w.plain, method=["hesso"]), C, r"method is \['hesso'\]"),
     Row("attach-argument", lambda w: w.oto.attach(w.plain, sparsity=0.5), C, "no argument sparsity; it has .*'target"),

@@ -38,7 +38,9 @@ def build(kind: str, dtype: torch.dtype = torch.float32, **arguments: Any) -> tu
         base = AdamW(model.parameters(), lr=3e-3)
     else:
         base = SGD(model.parameters(), lr=0.02, momentum=0.9 if kind == "momentum" else 0.0)
-    return model, attach(base, model.groups(), tensors_of(model), **{**PLAN, **arguments})  # type: ignore[operator]
+    return model, attach(
+        base, model.groups(), tensors_of(model), **(arguments if "method" in arguments else {**PLAN, **arguments})
+    )  # type: ignore[operator]
 
 
 def train(model: nn.Module, optimizer: Optimizer, steps: range, dtype: torch.dtype = torch.float32) -> None:

@@ -4,6 +4,7 @@ from only_train_once.optim.base import AttachedOptimizer, Metrics, attach
 from only_train_once.optim.build import build
 from only_train_once.optim.dhspg import Dhspg
 from only_train_once.optim.hesso import Hesso
+from only_train_once.optim.hesso_cric import HessoCric
 from only_train_once.optim.hspg import Hspg
 from only_train_once.optim.method import METHODS, Method, register_method
 
@@ -12,6 +13,7 @@ __all__ = [
     "AttachedOptimizer",
     "Dhspg",
     "Hesso",
+    "HessoCric",
     "Hspg",
     "Method",
     "Metrics",

@@ -75,17 +75,9 @@ class HalfSpace:
 
     def within_limits(self, flags: Tensor, key: Tensor) -> Tensor:
         """Of the flagged units that are not at zero, the lowest by ``key`` for which there is room.  (units,)"""
-        flags = flags & ~self.zero
-        units, position = self.units, torch.arange(len(flags), device=flags.device)
-        room = (self.ceiling - units.count_by_group(self.zero)).clamp_(min=0)
+        room = (self.ceiling - self.units.count_by_group(self.zero)).clamp_(min=0)
         left = (self.total - self.zero.sum()).clamp_(min=0)
-        key = torch.where(flags, key, torch.inf)
-        order = torch.argsort(key, stable=True)
-        by_group = order[torch.argsort(units.group_of[order], stable=True)]
-        rank = torch.empty_like(position).index_copy_(0, by_group, position - units.starts[units.group_of])
-        fits = flags & (rank < room[units.group_of])
-        order = torch.argsort(torch.where(fits, key, torch.inf), stable=True)
-        return fits & (torch.empty_like(position).index_copy_(0, order, position) < left)
+        return lowest_with_room(self.units, flags & ~self.zero, key, room, left)
 
     def hold(self) -> None:
         """Set the entries of units at zero back to 0."""
@@ -101,6 +93,18 @@ class HalfSpace:
         """Take over saved flags."""
         self.zero = torch.from_numpy(zero.copy()).to(self.units.device)
         self.forget()
+
+
+def lowest_with_room(units: Units, flags: Tensor, key: Tensor, room: Tensor, left: Tensor | int) -> Tensor:
+    """The flagged units with the lowest ``key``, ``room`` of each group and ``left`` in all, at most.  (units,)"""
+    position = torch.arange(len(flags), device=flags.device)
+    key = torch.where(flags, key, torch.inf)
+    order = torch.argsort(key, stable=True)
+    by_group = order[torch.argsort(units.group_of[order], stable=True)]
+    rank = torch.empty_like(position).index_copy_(0, by_group, position - units.starts[units.group_of])
+    fits = flags & (rank < room[units.group_of])
+    order = torch.argsort(torch.where(fits, key, torch.inf), stable=True)
+    return fits & (torch.empty_like(position).index_copy_(0, order, position) < left)
 
 
 def learning_rates(
