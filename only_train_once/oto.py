@@ -426,9 +426,9 @@ class OTO:
         )
 
     def hspg(self, **options: Any) -> torch.optim.Optimizer:
-        """A torch optimizer for the whole model with HSPG attached; see :class:`optim.Hspg` and :func:`optim.build`.
+        """A torch optimizer for the whole model with HSPG attached; see :class:`optim.Hspg`.
 
-        ``options`` are the arguments of both, by name, and those of the optimizer class.
+        ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
         """
         return build("hspg", self._named_tensors(), self.groups, **options)
 
@@ -438,6 +438,13 @@ class OTO:
         ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
         """
         return build("hesso_cric", self._named_tensors(), self.groups, **options)
+
+    def ada_hspg(self, **options: Any) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with AdaHSPG+ attached; see :class:`optim.AdaHspg`.
+
+        ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
+        """
+        return build("ada_hspg", self._named_tensors(), self.groups, **options)
 
     def attach(self, optimizer: torch.optim.Optimizer, method: str = "hesso", **config: Any) -> torch.optim.Optimizer:
         """Attach a pruning method to an optimizer that exists; returns the same object."""

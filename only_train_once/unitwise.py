@@ -141,6 +141,12 @@ class Units:
             for part in self._spread(name, flags, 0):
                 tensors[name].masked_fill_(part, 0)
 
+    def copy_(self, tensors: Tensors, values: Tensors, flags: Tensor) -> None:
+        """Set the entries of flagged units to those of ``values``."""
+        for name in self.names:
+            for part in self._spread(name, flags, 0):
+                tensors[name].copy_(torch.where(part, values[name], tensors[name]))
+
     def _spread(self, name: str, values: Tensor, none: float) -> list[Tensor]:
         """A value per unit as tensors that broadcast over ``name``, each unit's value once per entry."""
         extended = torch.cat([values, values.new_full((1,), none)])

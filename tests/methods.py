@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup
+from tests.reference.ada_hspg import PaperAdaHspg
 from tests.reference.dhspg import PaperDhspg
 from tests.reference.hesso import PaperHesso
 from tests.reference.hesso_cric import PaperCric
@@ -30,6 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hspg, prox": {**_HSPG, "first_stage": "prox", "warm_up_steps": 2},
     "dhspg": _DHSPG,
     "dhspg, tolerance": {**_DHSPG, "tolerance_group_sparsity": 0.2, "finish_steps": 4},
+    "ada_hspg": {"method": "ada_hspg", "lmbda": 3.0, "epsilon": 0.3, "delta": 0.1},
     "hesso_cric": {
         "method": "hesso_cric",
         "start_cric_step": 4,
@@ -48,6 +50,7 @@ BOUNDARIES = {
     "hspg, prox": [15],
     "dhspg": [4, 8, 12, 15],
     "dhspg, tolerance": [4, 8, 12],
+    "ada_hspg": [4, 8, 12, 15],
     "hesso_cric": [4, 6, 7],
 }
 
@@ -98,6 +101,16 @@ def _dhspg(strength: float, direction: str) -> tuple[dict[str, Any], Slow]:
     return {"method": "dhspg", **arguments, **LONG, **more}, slow
 
 
+def _ada_hspg(strength: float) -> tuple[dict[str, Any], Slow]:
+    arguments = {"lmbda": strength, "epsilon": 0.7, "mu": 2.0, "delta": 0.2}
+    more = {"pruning_periods": 10, "finish_steps": 12}
+
+    def slow(*run: Any) -> Paper:
+        return PaperAdaHspg(*run, 0.5, **arguments, warm_up=20, start=20, steps=102, finish=12, periods=10, window=10)
+
+    return {"method": "ada_hspg", **arguments, **LONG, **more}, slow
+
+
 def _cric(strength: float, tolerance: int) -> tuple[dict[str, Any], Slow]:
     arguments = {"start_cric_step": 20, "sampling_steps": 7, "max_cycle_period": 5, "hybrid_training_steps": 40}
 
@@ -113,6 +126,7 @@ SLOW: dict[str, Callable[[float], tuple[dict[str, Any], Slow]]] = {
     "hspg, prox": partial(_hspg, first_stage="prox"),
     "dhspg": partial(_dhspg, direction="step"),
     "dhspg, gradient": partial(_dhspg, direction="gradient"),
+    "ada_hspg": _ada_hspg,
     "hesso_cric": partial(_cric, tolerance=0),
     "hesso_cric, tolerance": partial(_cric, tolerance=2),
 }

@@ -352,7 +352,7 @@ METHODS = [
     for method, name, values, rule in [
         *(
             (method, name, values, rule)
-            for method in ("hspg", "dhspg")
+            for method in ("hspg", "dhspg", "ada_hspg")
             for name, values, rule in [
                 ("target_group_sparsity", [-0.1, 1.0, math.nan, "half", True], "the rule is 0 <= sparsity < 1"),
                 ("start_pruning_step", [-1, 1.5, None], f"{WHOLE} 0"),
@@ -365,6 +365,8 @@ METHODS = [
                 ("lr", [-1.0], "a finite number, at least 0"),
             ]
         ),
+        ("ada_hspg", "mu", [-1, math.inf], "a finite number, at least 0"),
+        ("ada_hspg", "delta", [-1, None], "a finite number, at least 0"),
         ("hspg", "first_stage", ["proximal", None], "one of .*'subgradient', 'prox'"),
         ("hspg", "warm_up_steps", [-1, 1.5], f"{WHOLE} 0"),
         ("dhspg", "direction", ["momentum", None], "one of .*'step', 'gradient'"),

@@ -125,6 +125,8 @@ def test_every_step_is_a_good_place_to_stop(kind: str, method: str, step: int) -
     assert_same(again.state_dict(), model.state_dict())
     assert_same(fresh.state_dict(), optimizer.state_dict())
     assert fresh.removed == optimizer.removed
+    left = {name for entries in optimizer.state_dict()["state"].values() for name in entries}
+    assert not [name for name in left if str(name).startswith("only_train_once")]  # nothing is kept for good
 
 
 def test_half_precision_sums_survive_in_full() -> None:

@@ -61,10 +61,11 @@ def test_add_scale_and_zero_reach_each_units_entries_once() -> None:
     flags = torch.tensor([True, False, False, True, False, False, True, False])
     rates = {"square": 0.5, "shared": torch.tensor(2.0, dtype=torch.float64), "bias": 1.0}
 
-    added, scaled, zeroed = ({n: t.clone() for n, t in start.items()} for _ in range(3))
+    added, scaled, zeroed, copied = ({n: t.clone() for n, t in start.items()} for _ in range(4))
     units.add_(added, direction, coefficient, rates)
     units.scale_(scaled, dict.fromkeys(SHAPES, coefficient))
     units.zero_(zeroed, flags)
+    units.copy_(copied, direction, flags)
     for name in SHAPES:
         more, factor, gone = (
             torch.zeros(SHAPES[name]).double(),
@@ -78,6 +79,7 @@ def test_add_scale_and_zero_reach_each_units_entries_once() -> None:
         torch.testing.assert_close(added[name], start[name] + more, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(scaled[name], start[name] * factor, rtol=1e-12, atol=0)
         assert torch.equal(zeroed[name], start[name].where(gone == 0, 0))
+        assert torch.equal(copied[name], start[name].where(gone == 0, direction[name]))
 
 
 def test_units_are_counted_by_group() -> None:

@@ -1,5 +1,6 @@
 """Methods that drive units to zero while an ordinary torch optimizer trains: one file each, attached by ``base``."""
 
+from only_train_once.optim.ada_hspg import AdaHspg
 from only_train_once.optim.base import AttachedOptimizer, Metrics, attach
 from only_train_once.optim.build import build
 from only_train_once.optim.dhspg import Dhspg
@@ -10,6 +11,7 @@ from only_train_once.optim.method import METHODS, Method, register_method
 
 __all__ = [
     "METHODS",
+    "AdaHspg",
     "AttachedOptimizer",
     "Dhspg",
     "Hesso",

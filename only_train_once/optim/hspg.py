@@ -20,6 +20,7 @@ a unit, and the last ``finish_steps`` take what is missing, so that the target i
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError
@@ -100,18 +101,25 @@ class Hspg(Staged):
             penalize(self.space, optimizer, self.lmbda)
 
 
-def penalize(space: HalfSpace, optimizer: Optimizer, lmbda: float) -> torch.Tensor:
-    """``x~ <- x~ - alpha lambda x / ||x||``; returns ``||x||^2``.  (units,)"""
+def penalize(space: HalfSpace, optimizer: Optimizer, lmbda: float, still: Tensor | None = None) -> Tensor:
+    """``x~ <- x~ - alpha lambda x / ||x||``, for units that are not ``still``; returns ``||x||^2``.  (units,)"""
     square = space.units.square(space.before)
     rates = learning_rates(optimizer, space.tensors, space.units.names)
-    space.units.add_(space.tensors, space.before, -shrinkage(square.sqrt(), lmbda), rates)
+    strength = shrinkage(square.sqrt(), lmbda)
+    strength = strength if still is None else torch.where(still, 0, strength)
+    space.units.add_(space.tensors, space.before, -strength, rates)
     return square
 
 
-def half_space_step(space: HalfSpace, optimizer: Optimizer, lmbda: float, epsilon: float) -> None:
-    """The sub-gradient step, then the projection; units at zero stay there."""
-    square = penalize(space, optimizer, lmbda)
+def half_space_step(
+    space: HalfSpace, optimizer: Optimizer, lmbda: float, epsilon: float, still: Tensor | None = None
+) -> None:
+    """The sub-gradient step, then the projection; units at zero stay there, and ``still`` ones stay what they are."""
+    if still is not None:
+        space.units.copy_(space.tensors, space.before, still)
+    square = penalize(space, optimizer, lmbda, still)
     outside, distance = space.outside(epsilon, square)
+    outside = outside if still is None else outside & ~still
     space.zero = space.zero | space.within_limits(outside | (square == 0), distance)
     space.hold()
 

@@ -127,6 +127,11 @@ class Staged(Removal):
         """The first step >= this one, and before the finish is over, at which the method begins or a period does."""
         return self.first_step if self.step <= self.first_step else next_period(self.step, self.schedule.when)
 
+    def collect(self, optimizer: Optimizer, scoring: int) -> None:
+        begin = self.next_period()
+        if begin is not None and self.scoring is not self.norms:  # norms at the finish need no gradients
+            self.scoring.collect(optimizer, self.step, begin)
+
     def scores(self, optimizer: Optimizer) -> list[NDArray[np.float64]]:
         """Norms of the units."""
         return self.norms.scores(optimizer, self.step, self.chosen > 0)
@@ -146,6 +151,7 @@ class Staged(Removal):
             return
         missing = self.total - int(gone.sum())
         self._ramp = None
+        self.scoring.average.reset()
         self.chosen[:] = 0
         self.chosen[self.lowest(norms, gone, missing)] = 1
         self.chosen[gone] = 1
