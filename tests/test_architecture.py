@@ -16,7 +16,7 @@ PACKAGE = Path(only_train_once.__file__).parent
 # A file imports only from files above it. A folder is one entry: what is inside has its own order.
 ORDER = [
     *("errors", "inputs", "graph", "sizes", "trace", "labels", "rules", "axes", "groups"),
-    *("masking", "unitwise", "importance", "schedules", "budgets", "optim"),
+    *("masking", "unitwise", "criteria", "importance", "schedules", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]

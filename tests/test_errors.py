@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from only_train_once import OTO, Subnet, construct_subnet, find_groups, load, trace, verify_subnet
+from only_train_once.criteria import taylor_first_order
 from only_train_once.errors import (
     CheckpointError,
     ConfigurationError,
@@ -38,7 +39,6 @@ from only_train_once.errors import (
     VerificationError,
 )
 from only_train_once.groups import PruningGroup
-from only_train_once.importance import taylor_first_order
 from only_train_once.inputs import call_model
 from only_train_once.masking import Tensors
 
@@ -313,7 +313,7 @@ HESSO = [
     *arguments(C, "SGD refuses its arguments .*{name}.*attach to it", foo=[1], nesterov=[True]),
     *arguments(
         C,
-        r"{name}.*(known are|give 'default', one of|has to be a finite number|give a criterion a weight)",
+        r"{name}.*(known are|give one of|has to be a finite number|give a criterion a weight)",
         importance_score_criteria=[
             "size",
             None,
@@ -323,6 +323,11 @@ HESSO = [
             {"size": 1.0},
             {"magnitude": 0.0},
         ],
+    ),
+    *arguments(
+        C,
+        "'batch_norm_scale' cannot score fc1: no batch norm with a scale; use another criterion",
+        importance_score_criteria=["batch_norm_scale", {"magnitude": 1.0, "batch_norm_scale": 0.5}],
     ),
     *arguments(
         C,

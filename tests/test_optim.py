@@ -18,8 +18,10 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from only_train_once.criteria import CRITERIA
 from only_train_once.errors import ConfigurationError, NothingPrunableError, NumericalError
 from only_train_once.groups import PruningGroup, Role
+from only_train_once.importance import PRESETS
 from only_train_once.optim import attach, build
 from only_train_once.optim.selection import nearest_total, plan_counts, select, units_for
 from tests.methods import BOUNDARIES, CONFIGS, PLAN, SLOW, config, starting
@@ -238,6 +240,33 @@ def test_scores_come_from_gradients_averaged_over_the_window() -> None:
     assert len(seen) == 3
     for average, first in zip(seen, (4, 8, 12), strict=True):
         torch.testing.assert_close(average, sum(gradients[first - 3 : first + 1]) / 4, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("net", ["conv", "residual"])
+@pytest.mark.parametrize("name", sorted({*CRITERIA, *PRESETS}))
+def test_every_criterion_prunes_by_name(name: str, net: str) -> None:
+    model = make(net)
+    optimizer = attached(model, sgd, importance_score_criteria=name)
+    train(model, optimizer, net, range(20))
+    assert optimizer.compute_metrics().num_zero_groups == 7
+
+
+def test_squared_gradients_are_averaged_over_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    fisher = CRITERIA["fisher_diagonal"]
+    spy = lambda g, p, q, r: (seen.append(q["fc1.weight"].clone()), fisher(g, p, q, r))[1]  # noqa: E731
+    monkeypatch.setitem(CRITERIA, "fisher_diagonal", spy)
+    model = make("mlp")
+    optimizer = attached(model, sgd, importance_score_criteria="fisher_diagonal")
+    gradients = []
+    for step in range(16):
+        optimizer.zero_grad()
+        loss_of(model, batch("mlp", step)).backward()
+        gradients.append(model.fc1.weight.grad.clone())  # type: ignore[union-attr]
+        optimizer.step()
+    for average, first in zip(seen, (4, 8, 12), strict=True):
+        expected = sum(g.square() for g in gradients[first - 3 : first + 1]) / 4
+        torch.testing.assert_close(average, expected, rtol=1e-12, atol=1e-15)
 
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------

@@ -35,10 +35,9 @@ from torch.optim import Optimizer
 
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import Role
-from only_train_once.importance import Criteria, score_groups
+from only_train_once.importance import Criteria
 from only_train_once.masking import Region
 from only_train_once.optim.arguments import Schedule, whole
-from only_train_once.optim.average import GradientAverage
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import lowest_with_room
 from only_train_once.optim.method import Companions, register_method
@@ -148,8 +147,8 @@ class HessoCric(Removal):
         """Score all units by this step's gradients; take the copy and the first violators where that is due."""
         if self._snapshot is None:
             self._snapshot = Snapshot.take(optimizer, self.named_tensors)
-        now = GradientAverage(self.scoring.average.names).mean_with(optimizer, self.tensors)
-        parts = score_groups(self.groups, self.tensors, now, self.scoring.criteria, self.scoring.roles)
+        now = self.scoring.average.with_this_step(optimizer, self.tensors)  # it alone: nothing was added before
+        parts = self.scoring.score(now, now.mean(self.tensors))
         scores = torch.cat([p.to(self._units.device, torch.float64) for p in parts])
         sound = torch.isfinite(scores).all()
         scores = torch.where(sound, scores, 0)
