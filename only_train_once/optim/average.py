@@ -100,7 +100,7 @@ def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     known = [n for n in values if n in sums]
     if known:
         torch._foreach_add_([sums[n] for n in known], [values[n] for n in known])
-    for name in values.keys() - set(known):
+    for name in [n for n in values if n not in sums]:
         half = values[name].dtype in (torch.float16, torch.bfloat16)
         sums[name] = values[name].to(torch.float32 if half else values[name].dtype, copy=True)
 
