@@ -1,21 +1,7 @@
-"""Importance: (group, parameters, gradients) -> score per unit; the lowest scores are removed first.
+"""Importance: scores of all units, comparable across groups, from named criteria or a user's function.
 
-``gradients`` are gradients of the loss, averaged over a window of steps, never momentum or a preconditioned
-direction. With x the unit's entries and g their gradients (inner products over the ``roles`` asked for):
-
-========================  ==============================  =======================================================
-``magnitude``             ||x||
-``avg_magnitude``         ||x|| / number of entries       the papers' formula; see `avg_magnitude` for its bias
-``cosine_similarity``     1 - <x, g> / (||x|| ||g||)      in [0, 2]
-``taylor_first_order``    |<x, g>|                        how much the loss moves, to first order
-``taylor_second_order``   <x, g>^2 / 2
-========================  ==============================  =======================================================
-
-Sign of the cosine: moving x to 0 changes the loss by -<x, g> to first order, so a large positive <x, g> marks a unit
-whose removal *helps*, and it has to score low. A unit at zero scores 0 in every row: there is nothing left to lose.
-
-Criteria are combined as ``sum_c weight_c * score_c / ||score_c||_2``, the norm over all units of all groups
-(HESSO, arXiv 2409.09085).
+Named criteria (``criteria.py``) are combined as ``sum_c weight_c * score_c / ||score_c||_2``, the norm over all units
+of all groups (HESSO, arXiv 2409.09085). A user's function (group, parameters, gradients) -> scores is used as it is.
 """
 
 from __future__ import annotations
@@ -26,68 +12,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from only_train_once.criteria import CRITERIA, WITH_SQUARES, WITHOUT_GRADIENTS, batch_norm_scales
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import Tensors, unit_dot, unit_numel, unit_sq_norm
+from only_train_once.masking import Tensors
 
 Score = Callable[[PruningGroup, Tensors, Tensors], Tensor]
 Criteria = str | Mapping[str, float] | Score
 
-
-def magnitude(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = (Role.ZERO,)
-) -> Tensor:
-    """Norm of the unit, ``||x||``.  (units,)"""
-    return unit_sq_norm(group, parameters, roles).sqrt()
-
-
-def avg_magnitude(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = (Role.ZERO,)
-) -> Tensor:
-    """Norm of the unit over its number of entries, ``||x|| / |x|``.  (units,)
-
-    The norm of n entries of equal size grows with sqrt(n), so dividing by n favours removal in wide groups: this is
-    the formula of the papers, kept for comparison, and the reason not to use it alone.
-    """
-    numel = torch.from_numpy(unit_numel(group, parameters, roles))
-    norm = magnitude(group, parameters, gradients, roles)
-    return norm / numel.to(norm)
-
-
-def cosine_similarity(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = (Role.ZERO,)
-) -> Tensor:
-    """One minus the cosine between unit and gradient; 0 for a unit at zero, 1 without a gradient.  (units,)"""
-    norm = unit_sq_norm(group, parameters, roles).sqrt()
-    scale = norm * unit_sq_norm(group, gradients, roles).sqrt()
-    cosine = unit_dot(group, parameters, gradients, roles) / torch.where(scale > 0, scale, 1)
-    # A NaN has to come out as a NaN: it would hide behind the comparison.
-    return torch.where(norm == 0, 0, 1 - cosine + 0 * scale)
-
-
-def taylor_first_order(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = (Role.ZERO,)
-) -> Tensor:
-    """First-order change of the loss when the unit goes, ``|<x, g>|``.  (units,)"""
-    return unit_dot(group, parameters, gradients, roles).abs()
-
-
-def taylor_second_order(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = (Role.ZERO,)
-) -> Tensor:
-    """Second-order change with the Hessian taken as g g^T, ``<x, g>^2 / 2``.  (units,)"""
-    return unit_dot(group, parameters, gradients, roles).square() / 2
-
-
-CRITERIA: dict[str, Callable[..., Tensor]] = {
-    "magnitude": magnitude,
-    "avg_magnitude": avg_magnitude,
-    "cosine_similarity": cosine_similarity,
-    "taylor_first_order": taylor_first_order,
-    "taylor_second_order": taylor_second_order,
+PRESETS: dict[str, dict[str, float]] = {
+    "default": dict.fromkeys(  # the papers' five
+        ("magnitude", "avg_magnitude", "cosine_similarity", "taylor_first_order", "taylor_second_order"), 0.2
+    ),
+    "otov2": {"negative_cosine": 0.5, "inverse_avg_magnitude": 0.5},  # of OTOv2's released code
 }
-DEFAULT = dict.fromkeys(CRITERIA, 0.2)
-_WITHOUT_GRADIENTS = {"magnitude", "avg_magnitude"}
 
 
 def resolve(criteria: Criteria) -> dict[str, float] | Score:
@@ -98,18 +36,18 @@ def resolve(criteria: Criteria) -> dict[str, float] | Score:
     """
     if callable(criteria):
         return criteria
-    if criteria == "default":
-        return dict(DEFAULT)
+    if isinstance(criteria, str) and criteria in PRESETS:
+        return dict(PRESETS[criteria])
     weights = {criteria: 1.0} if isinstance(criteria, str) else criteria
     if not isinstance(weights, Mapping) or not weights:
         raise ConfigurationError(
-            f"importance_score_criteria is {criteria!r}; give 'default', one of {sorted(CRITERIA)}, a dict from these "
-            f"names to weights, or a function (group, parameters, gradients) -> scores"
+            f"importance_score_criteria is {criteria!r}; give one of {sorted(PRESETS)} or {sorted(CRITERIA)}, a dict "
+            f"from the latter to weights, or a function (group, parameters, gradients) -> scores"
         )
     for name, weight in weights.items():
         if name not in CRITERIA:
             raise ConfigurationError(
-                f"importance_score_criteria names {name!r}; known are 'default' and {sorted(CRITERIA)}"
+                f"importance_score_criteria names {name!r}; known are {sorted(PRESETS)} and {sorted(CRITERIA)}"
             )
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ConfigurationError(f"the weight of criterion {name!r} is {weight!r}; it has to be a finite number")
@@ -122,7 +60,23 @@ def resolve(criteria: Criteria) -> dict[str, float] | Score:
 
 def needs_gradients(criteria: dict[str, float] | Score) -> bool:
     """Whether the scores look at gradients (a user's function is taken to)."""
-    return callable(criteria) or not set(criteria) <= _WITHOUT_GRADIENTS
+    return callable(criteria) or not set(criteria) <= WITHOUT_GRADIENTS
+
+
+def needs_squares(criteria: dict[str, float] | Score) -> bool:
+    """Whether the scores look at the mean of squared gradients."""
+    return not callable(criteria) and bool(set(criteria) & WITH_SQUARES)
+
+
+def check_groups(groups: Sequence[PruningGroup], criteria: dict[str, float] | Score) -> None:
+    """Raise ConfigurationError if a criterion cannot score a group."""
+    if not callable(criteria) and "batch_norm_scale" in criteria:
+        without = [g.name for g in groups if not batch_norm_scales(g)]
+        if without:
+            raise ConfigurationError(
+                f"criterion 'batch_norm_scale' cannot score {', '.join(without[:5])}{', ...' if without[5:] else ''}: "
+                f"no batch norm with a scale; use another criterion, or mark these groups unprunable"
+            )
 
 
 def score_groups(
@@ -131,17 +85,21 @@ def score_groups(
     gradients: Tensors,
     criteria: Criteria = "default",
     roles: Collection[Role] = (Role.ZERO,),
+    squares: Tensors | None = None,
 ) -> list[Tensor]:
     """Scores of all groups, one (units,) tensor each, comparable across groups.
 
     A user's function is used as it is; named criteria are normalised and combined as the top of this file says.
+    ``squares`` are the means of squared gradients, if a criterion needs them.
     """
     resolved = resolve(criteria)
     if callable(resolved):
         return [_checked(g, resolved(g, parameters, gradients)) for g in groups]
     total: Tensor | None = None
     for name, weight in resolved.items():
-        parts = [CRITERIA[name](g, parameters, gradients, roles) for g in groups]
+        given = squares if name in WITH_SQUARES else gradients
+        assert given is not None, f"{name} needs squared gradients"
+        parts = [CRITERIA[name](g, parameters, given, roles) for g in groups]
         score = torch.cat([p.to(parts[0].device) for p in parts])
         norm = torch.linalg.vector_norm(score)
         score = weight * score / torch.where(norm == 0, 1, norm)  # all zero stays zero

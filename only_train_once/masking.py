@@ -62,14 +62,14 @@ def _check_slice(group: PruningGroup, s: ParamSlice, tensors: Tensors) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Positions:
+class Positions:
     """The positions of every unit of a group in one dim of one tensor, slices of the same dim merged."""
 
     index: NDArray[np.int64]  # (units, positions)
     once: NDArray[np.bool_]  # (units, positions), False where a position repeats an earlier one of its unit
 
 
-def _positions(slices: Sequence[ParamSlice], shape: Sequence[int]) -> dict[int, _Positions]:
+def positions_by_dim(slices: Sequence[ParamSlice], shape: Sequence[int]) -> dict[int, Positions]:
     by_dim: dict[int, list[NDArray[np.int64]]] = {}
     for s in slices:
         by_dim.setdefault(s.dim % len(shape), []).append(s.index)
@@ -80,11 +80,11 @@ def _positions(slices: Sequence[ParamSlice], shape: Sequence[int]) -> dict[int, 
         ordered = np.take_along_axis(index, order, axis=1)
         once = np.ones(index.shape, dtype=np.bool_)
         np.put_along_axis(once, order[:, 1:], ordered[:, 1:] != ordered[:, :-1], axis=1)
-        out[dim] = _Positions(index, once)
+        out[dim] = Positions(index, once)
     return out
 
 
-def _by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, list[ParamSlice]]:
+def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, list[ParamSlice]]:
     out: dict[str, list[ParamSlice]] = {}
     for s in group.slices:
         if s.role in roles and s.role.is_tensor:
@@ -95,9 +95,9 @@ def _by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, list[P
 def _unit_sum(group: PruningGroup, entries: Callable[[str], Tensor], roles: Collection[Role]) -> Tensor:
     """Per unit, the sum of ``entries(name)`` over the unit's entries, each once.  (units,)"""
     total: Tensor | None = None
-    for name, slices in _by_tensor(group, roles).items():
+    for name, slices in slices_by_tensor(group, roles).items():
         values = entries(name)
-        dims = _positions(slices, values.shape)
+        dims = positions_by_dim(slices, values.shape)
         for n in range(1, len(dims) + 1):
             for subset in combinations(dims, n):
                 part = _gather(values, {d: dims[d] for d in subset})
@@ -111,7 +111,7 @@ def _unit_sum(group: PruningGroup, entries: Callable[[str], Tensor], roles: Coll
     return total
 
 
-def _gather(values: Tensor, dims: Mapping[int, _Positions]) -> Tensor:
+def _gather(values: Tensor, dims: Mapping[int, Positions]) -> Tensor:
     """Per unit, the sum over the entries that lie in its positions in *all* of ``dims``.  (units,)"""
     rest = [d for d in range(values.dim()) if d not in dims]
     part = values.sum(dim=rest) if rest else values  # one dim left per entry of dims, in order
@@ -128,7 +128,7 @@ def _gather(values: Tensor, dims: Mapping[int, _Positions]) -> Tensor:
     return part.flatten(1).sum(1)
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
@@ -137,7 +137,7 @@ def unit_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role
     """Per unit, the inner product of two sets of tensors (real part for complex ones).  (units,)"""
 
     def entries(name: str) -> Tensor:
-        x, y = _precise(a[name]), _precise(b[name])
+        x, y = precise(a[name]), precise(b[name])
         return (x * y.conj()).real if x.is_complex() else x * y
 
     return _unit_sum(group, entries, roles)
@@ -151,9 +151,9 @@ def unit_sq_norm(group: PruningGroup, tensors: Tensors, roles: Collection[Role] 
 def unit_numel(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> NDArray[np.int64]:
     """Per unit, how many entries it has.  (units,)"""
     total = np.zeros(group.size, dtype=np.int64)
-    for name, slices in _by_tensor(group, roles).items():
+    for name, slices in slices_by_tensor(group, roles).items():
         shape = tensors[name].shape
-        cut = _positions(slices, shape)
+        cut = positions_by_dim(slices, shape)
         outside = np.ones(group.size, dtype=np.int64)  # of the dims cut: index combinations no slice names
         for dim, positions in cut.items():
             outside *= shape[dim] - positions.once.sum(axis=1)
@@ -168,9 +168,9 @@ def unit_is_zero(group: PruningGroup, tensors: Tensors) -> Tensor:
     A group without a ``zero`` slice has no zero unit.  Compared by magnitude, not by norm: squares underflow.
     """
     largest: Tensor | None = None
-    for name, slices in _by_tensor(group, (Role.ZERO,)).items():
+    for name, slices in slices_by_tensor(group, (Role.ZERO,)).items():
         values = tensors[name].detach().abs()
-        for dim, positions in _positions(slices, values.shape).items():
+        for dim, positions in positions_by_dim(slices, values.shape).items():
             rest = [d for d in range(values.dim()) if d != dim]
             part = values.amax(dim=rest) if rest else values
             part = part[torch.from_numpy(positions.index).to(values.device)].amax(dim=1)

@@ -380,6 +380,72 @@ class OTO:
             **optimizer_kwargs,
         )
 
+    def dhspg(
+        self,
+        lr: float = 0.1,
+        weight_decay: float | None = None,
+        first_momentum: float | None = None,
+        second_momentum: float | None = None,
+        variant: str | type[torch.optim.Optimizer] = "sgd",
+        target_group_sparsity: float = 0.5,
+        tolerance_group_sparsity: float = 0.0,
+        start_pruning_step: int = 0,
+        pruning_steps: int = 1,
+        pruning_periods: int = 1,
+        device: Any = None,
+        dampening: float | None = None,
+        group_divisible: int = 1,
+        fixed_zero_groups: bool = True,
+        importance_score_criteria: Any = "default",
+        **options: Any,
+    ) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with DHSPG attached; see :class:`optim.Dhspg` and :func:`optim.build`.
+
+        ``options`` are its other arguments (``epsilon``, ``lmbda``, ...) and those of the optimizer class.
+        """
+        return build(
+            "dhspg",
+            self._named_tensors(),
+            self.groups,
+            variant=variant,
+            lr=lr,
+            weight_decay=weight_decay,
+            first_momentum=first_momentum,
+            second_momentum=second_momentum,
+            dampening=dampening,
+            target_group_sparsity=target_group_sparsity,
+            tolerance_group_sparsity=tolerance_group_sparsity,
+            start_pruning_step=start_pruning_step,
+            pruning_steps=pruning_steps,
+            pruning_periods=pruning_periods,
+            device=device,
+            group_divisible=group_divisible,
+            fixed_zero_groups=fixed_zero_groups,
+            importance_score_criteria=importance_score_criteria,
+            **options,
+        )
+
+    def hspg(self, **options: Any) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with HSPG attached; see :class:`optim.Hspg`.
+
+        ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
+        """
+        return build("hspg", self._named_tensors(), self.groups, **options)
+
+    def hesso_cric(self, **options: Any) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with HESSO-CRIC attached; see :class:`optim.HessoCric`.
+
+        ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
+        """
+        return build("hesso_cric", self._named_tensors(), self.groups, **options)
+
+    def ada_hspg(self, **options: Any) -> torch.optim.Optimizer:
+        """A torch optimizer for the whole model with AdaHSPG+ attached; see :class:`optim.AdaHspg`.
+
+        ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
+        """
+        return build("ada_hspg", self._named_tensors(), self.groups, **options)
+
     def attach(self, optimizer: torch.optim.Optimizer, method: str = "hesso", **config: Any) -> torch.optim.Optimizer:
         """Attach a pruning method to an optimizer that exists; returns the same object."""
         return attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config)

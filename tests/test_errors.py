@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from only_train_once import OTO, Subnet, construct_subnet, find_groups, load, trace, verify_subnet
+from only_train_once.criteria import taylor_first_order
 from only_train_once.errors import (
     CheckpointError,
     ConfigurationError,
@@ -39,7 +40,6 @@ from only_train_once.errors import (
     VerificationError,
 )
 from only_train_once.groups import PruningGroup
-from only_train_once.importance import taylor_first_order
 from only_train_once.inputs import call_model
 from only_train_once.masking import Tensors
 
@@ -314,7 +314,7 @@ HESSO = [
     *arguments(C, "SGD refuses its arguments .*{name}.*attach to it", foo=[1], nesterov=[True]),
     *arguments(
         C,
-        r"{name}.*(known are|give 'default', one of|has to be a finite number|give a criterion a weight)",
+        r"{name}.*(known are|give one of|has to be a finite number|give a criterion a weight)",
         importance_score_criteria=[
             "size",
             None,
@@ -324,6 +324,11 @@ HESSO = [
             {"size": 1.0},
             {"magnitude": 0.0},
         ],
+    ),
+    *arguments(
+        C,
+        "'batch_norm_scale' cannot score fc1: no batch norm with a scale; use another criterion",
+        importance_score_criteria=["batch_norm_scale", {"magnitude": 1.0, "batch_norm_scale": 0.5}],
     ),
     *arguments(
         C,
@@ -341,8 +346,75 @@ HESSO = [
     Row("hesso-adam-dampening", lambda w: w.hesso(variant="adam", dampening=0.1), C, "Adam has no argument dampening"),
 ]
 
+METHODS = [
+    Row(
+        f"{method}-{name}={value!r}",
+        functools.partial(
+            lambda w, m, changes: getattr(w.oto, m)(**{**SCHEDULE, **changes}), m=method, changes={name: value}
+        ),
+        C,
+        f"{name}.* is {_escape(repr(value)) if isinstance(value, str) else '.*'}.*{rule}",
+    )
+    for method, name, values, rule in [
+        *(
+            (method, name, values, rule)
+            for method in ("hspg", "dhspg", "ada_hspg")
+            for name, values, rule in [
+                ("target_group_sparsity", [-0.1, 1.0, math.nan, "half", True], "the rule is 0 <= sparsity < 1"),
+                ("start_pruning_step", [-1, 1.5, None], f"{WHOLE} 0"),
+                ("pruning_steps", [0, 1.5, None], f"{WHOLE} 1"),
+                ("epsilon", [-0.1, 1.0, math.nan, "0"], "the rule is 0 <= epsilon < 1"),
+                ("lmbda", [-1.0, math.nan, "1"], "a finite number, at least 0"),
+                ("finish_steps", [0, 1.5, "3"], f"{WHOLE} 1"),
+                ("finish_steps", [3], "the last of 3 periods has 2 steps: lower finish_steps"),
+                ("pin", ["never"], "one of .*'auto'"),
+                ("lr", [-1.0], "a finite number, at least 0"),
+            ]
+        ),
+        ("ada_hspg", "mu", [-1, math.inf], "a finite number, at least 0"),
+        ("ada_hspg", "delta", [-1, None], "a finite number, at least 0"),
+        ("hspg", "first_stage", ["proximal", None], "one of .*'subgradient', 'prox'"),
+        ("hspg", "warm_up_steps", [-1, 1.5], f"{WHOLE} 0"),
+        ("dhspg", "direction", ["momentum", None], "one of .*'step', 'gradient'"),
+        ("dhspg", "tolerance_group_sparsity", [-0.1, math.nan], "the rule is 0 <= sparsity < 1"),
+        ("dhspg", "tolerance_group_sparsity", [0.5], "stays below 1"),
+        ("dhspg", "hat_lmbda_coeff", [0.5], "a finite number, at least 1"),
+        ("dhspg", "lmbda_amplify", [-1], "a finite number, at least 0"),
+    ]
+    for value in values
+] + [
+    *(
+        Row(
+            f"hesso_cric-{name}={value!r}",
+            functools.partial(lambda w, changes: w.oto.hesso_cric(**changes), changes={name: value}),
+            C,
+            f"{name} is .*{rule}",
+        )
+        for name, values, rule in [
+            ("target_group_sparsity", [-0.1, 1.0, None], "the rule is 0 <= sparsity < 1"),
+            ("start_cric_step", [-1, 1.5], f"{WHOLE} 0"),
+            ("tolerance", [-1, 0.5], f"{WHOLE} 0"),
+            ("sampling_steps", [0, None], f"{WHOLE} 1"),
+            ("max_cycle_period", [0, "3"], f"{WHOLE} 1"),
+            ("hybrid_training_steps", [0, 1.5], f"{WHOLE} 1"),
+        ]
+        for value in values
+    ),
+    Row(
+        "hspg-warm-up-behind-start",
+        lambda w: w.oto.hspg(**SCHEDULE, warm_up_steps=3),
+        C,
+        r"warm_up_steps \(3\) > start_pruning_step \(2\).*lower warm_up_steps",
+    ),
+]
+
 ATTACH = [
-    Row("attach-method", lambda w: w.oto.attach(w.plain, method="magic"), C, r"method is 'magic'.*\['hesso'"),
+    Row(
+        "attach-method",
+        lambda w: w.oto.attach(w.plain, method="magic"),
+        C,
+        r"method is 'magic'.*\[.*'dhspg', 'hesso', 'hesso_cric', 'hspg'",
+    ),
     Row("attach-method-list", lambda w: w.oto.attach(w.plain, method=["hesso"]), C, r"method is \['hesso'\]"),
     Row("attach-argument", lambda w: w.oto.attach(w.plain, sparsity=0.5), C, "no argument sparsity; it has .*'target"),
     Row("attach-sparsity", lambda w: w.oto.attach(w.plain, target_group_sparsity=2), C, "sparsity is 2; the rule is 0"),
@@ -837,7 +909,7 @@ MISUSE = [
 ]
 
 
-ROWS = [*MISUSE, *HESSO, *ATTACH, *MODELS, *FACADE, *SUBNET, *TRAINING, *FILES]
+ROWS = [*MISUSE, *HESSO, *METHODS, *ATTACH, *MODELS, *FACADE, *SUBNET, *TRAINING, *FILES]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

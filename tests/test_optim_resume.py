@@ -22,28 +22,26 @@ from torch.optim import SGD, AdamW, Optimizer
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import PruningGroup
 from only_train_once.optim import attach
+from tests.methods import CONFIGS, PLAN, config
 from tests.reference.nets import batch, group, loss_of, make, tensors_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NET = "conv"
 # windows: steps 1-4, 5-8, 9-12; periods: 4-7, 8-11, 12-15
-PLAN: dict[str, Any] = {
-    "target_group_sparsity": 0.5,
-    "start_pruning_step": 4,
-    "pruning_steps": 12,
-    "pruning_periods": 3,
-}
 END = 24
+CRITERIA = {"taylor_first_order": 1.0, "fisher_diagonal": 1.0}  # mean gradients and mean squares
 
 
-def build(kind: str, dtype: torch.dtype = torch.float32, **config: Any) -> tuple[nn.Module, Any]:
+def build(kind: str, dtype: torch.dtype = torch.float32, **arguments: Any) -> tuple[nn.Module, Any]:
     model = make(NET, dtype=dtype)
     base: Optimizer
     if kind == "adamw":
         base = AdamW(model.parameters(), lr=3e-3)
     else:
         base = SGD(model.parameters(), lr=0.02, momentum=0.9 if kind == "momentum" else 0.0)
-    return model, attach(base, model.groups(), tensors_of(model), **{**PLAN, **config})  # type: ignore[operator]
+    return model, attach(
+        base, model.groups(), tensors_of(model), **(arguments if "method" in arguments else {**PLAN, **arguments})
+    )  # type: ignore[operator]
 
 
 def train(model: nn.Module, optimizer: Optimizer, steps: range, dtype: torch.dtype = torch.float32) -> None:
@@ -110,14 +108,17 @@ def test_a_new_process_continues_bit_for_bit(kind: str, step: int, tmp_path: Pat
     assert optimizer.compute_metrics().num_zero_groups == 7
 
 
-@pytest.mark.parametrize("kind", ["plain", "adamw"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("plain", "hesso"), *(("adamw", m) for m in CONFIGS), ("momentum", "hspg"), ("plain", "dhspg")]
+)
 @pytest.mark.parametrize("step", range(18))
-def test_every_step_is_a_good_place_to_stop(kind: str, step: int) -> None:
-    model, optimizer = build(kind)
+def test_every_step_is_a_good_place_to_stop(kind: str, method: str, step: int) -> None:
+    arguments = config(method, **({"importance_score_criteria": CRITERIA} if method == "hesso" else {}))
+    model, optimizer = build(kind, **arguments)
     train(model, optimizer, range(step))
     saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     train(model, optimizer, range(step, END))
-    again, fresh = build(kind)
+    again, fresh = build(kind, **arguments)
     again.load_state_dict(saved["model"])
     fresh.load_state_dict(saved["optimizer"])
     assert_same(fresh.state_dict(), saved["optimizer"])
@@ -125,6 +126,8 @@ def test_every_step_is_a_good_place_to_stop(kind: str, step: int) -> None:
     assert_same(again.state_dict(), model.state_dict())
     assert_same(fresh.state_dict(), optimizer.state_dict())
     assert fresh.removed == optimizer.removed
+    left = {name for entries in optimizer.state_dict()["state"].values() for name in entries}
+    assert not [name for name in left if str(name).startswith("only_train_once")]  # nothing is kept for good
 
 
 def test_half_precision_sums_survive_in_full() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup, Role
+from only_train_once.masking import precise
 
 
 def params_of(groups: Iterable[PruningGroup], roles: Collection[Role], among: Collection[str]) -> list[str]:
@@ -22,19 +23,31 @@ class GradientAverage:
     Gradients count after accumulation, unscaling and clipping, and negated under ``maximize=True``: they are gradients
     of what the step makes smaller. A parameter without a gradient in a step counts as zero in that step. Sums are in
     float32 for half precision, else in the parameter's own dtype; they exist between `add` and `reset` only.
+
+    Args:
+        names: the parameters.
+        squares: also keep the mean of the squared gradients.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], squares: bool = False) -> None:
         self.names = tuple(names)
+        self.squared = squares
         self.sums: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
         self.count = 0
 
     def add(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         """Add the gradients of this step."""
+        gradients = self._gradients(optimizer, tensors)
+        _accumulate(self.sums, gradients)
+        if self.squared:
+            _accumulate(self.squares, {n: _square(g) for n, g in gradients.items()})
+        self.count += 1
+
+    def _gradients(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         maximized = {id(p) for g in optimizer.param_groups if g.get("maximize") for p in g["params"]}
         scale = getattr(optimizer, "grad_scale", None)  # set by GradScaler when the kernel itself unscales
-        sums: list[Tensor] = []
-        gradients: list[Tensor] = []
+        out = {}
         for name in self.names:
             parameter = tensors[name]
             if parameter.grad is None:
@@ -43,27 +56,34 @@ class GradientAverage:
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             if scale is not None:
                 gradient = gradient / scale.to(gradient.device)
-            if id(parameter) in maximized:
-                gradient = -gradient
-            if name in self.sums:
-                sums.append(self.sums[name])
-                gradients.append(gradient)
-            else:
-                half = gradient.dtype in (torch.float16, torch.bfloat16)
-                self.sums[name] = gradient.to(torch.float32 if half else gradient.dtype, copy=True)
-        if sums:
-            torch._foreach_add_(sums, gradients)
-        self.count += 1
+            out[name] = -gradient if id(parameter) in maximized else gradient
+        return out
+
+    def with_this_step(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> GradientAverage:
+        """The steps added and this one, which is not added here: its gradients may turn out to be bad."""
+        total = GradientAverage(self.names, self.squared)
+        total.sums = {n: t.clone() for n, t in self.sums.items()}
+        total.squares = {n: t.clone() for n, t in self.squares.items()}
+        total.count = self.count
+        total.add(optimizer, tensors)
+        return total
+
+    def mean(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name -> mean gradient; takes the sums with it."""
+        sums, self.sums = self.sums, {}
+        return self._mean(sums, tensors)
+
+    def mean_square(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Name -> mean of the squared gradient, if they are kept; takes the sums with it."""
+        sums, self.squares = self.squares, {}
+        return self._mean(sums, tensors) if self.squared else None
+
+    def _mean(self, sums: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: sums[n].div_(self.count) if n in sums else torch.zeros_like(tensors[n].detach()) for n in self.names}
 
     def mean_with(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Average over the steps added and this one, which is not added: its gradients may turn out to be bad."""
-        total = GradientAverage(self.names)
-        total.sums, total.count = {n: t.clone() for n, t in self.sums.items()}, self.count
-        total.add(optimizer, tensors)
-        return {
-            n: total.sums[n].div_(total.count) if n in total.sums else torch.zeros_like(tensors[n].detach())
-            for n in self.names
-        }
+        """Mean gradient over the steps added and this one."""
+        return self.with_this_step(optimizer, tensors).mean(tensors)
 
     def reset_unless_finite(self) -> None:
         """Forget everything if an earlier step of the window brought a NaN or an infinity."""
@@ -72,4 +92,19 @@ class GradientAverage:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.sums, self.count = {}, 0
+        self.sums, self.squares, self.count = {}, {}, 0
+
+
+def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add values to the sums, which begin as copies in a precision that holds them."""
+    known = [n for n in values if n in sums]
+    if known:
+        torch._foreach_add_([sums[n] for n in known], [values[n] for n in known])
+    for name in [n for n in values if n not in sums]:
+        half = values[name].dtype in (torch.float16, torch.bfloat16)
+        sums[name] = values[name].to(torch.float32 if half else values[name].dtype, copy=True)
+
+
+def _square(gradient: Tensor) -> Tensor:
+    """Squared size of every entry, in a precision that holds it."""
+    return precise(gradient).abs().square()

@@ -141,11 +141,15 @@ class Removal(Method):
         if self.step == scoring:
             self.choose(optimizer)
         else:
-            self.scoring.collect(optimizer, self.step, scoring)
+            self.collect(optimizer, scoring)
 
     def next_scoring(self) -> int | None:
         """The first step >= this one at which scores are needed, or None."""
         return next_period(self.step, self.when)
+
+    def collect(self, optimizer: Optimizer, scoring: int) -> None:
+        """Take note of the gradients of a step before the next scoring."""
+        self.scoring.collect(optimizer, self.step, scoring)
 
     def choose(self, optimizer: Optimizer) -> None:
         """Choose this period's units."""

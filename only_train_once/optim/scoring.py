@@ -14,7 +14,14 @@ from torch.optim import Optimizer
 
 from only_train_once.errors import NumericalError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.importance import Criteria, needs_gradients, resolve, score_groups
+from only_train_once.importance import (
+    Criteria,
+    check_groups,
+    needs_gradients,
+    needs_squares,
+    resolve,
+    score_groups,
+)
 from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
@@ -22,7 +29,7 @@ from only_train_once.optim.state import check_shapes, saved_count
 
 logger = logging.getLogger(__name__)
 
-SUMS = "gradient_sum"  # what the sums of an unfinished window are saved as
+SUMS, SQUARES = "gradient_sum", "gradient_square_sum"  # what the sums of an unfinished window are saved as
 _MAX_WINDOW = 10
 
 
@@ -47,7 +54,9 @@ class Scoring:
             whole("window", window, 1)
         self.window = min(length, window or _MAX_WINDOW) if needs_gradients(self.criteria) else 1
         seen = tuple(Role) if callable(self.criteria) else self.roles
-        self.average = GradientAverage(params_of(self.groups, seen, candidates.trained))
+        check_groups(self.groups, self.criteria)
+        names = params_of(self.groups, seen, candidates.trained)
+        self.average = GradientAverage(names, squares=needs_squares(self.criteria))
 
     def collect(self, optimizer: Optimizer, step: int, scoring: int) -> None:
         """Add the gradients of ``step`` if it lies in the window that ends with the step ``scoring``."""
@@ -63,9 +72,10 @@ class Scoring:
             NumericalError: an averaged gradient, or the score of a unit that is not ``ignored``, is not finite. No
                 weight was changed, and the window is intact unless an earlier step had spoilt it.
         """
-        gradients = self.average.mean_with(optimizer, self.tensors)
+        window = self.average.with_this_step(optimizer, self.tensors)
+        gradients = window.mean(self.tensors)
         finite = {n: torch.isfinite(g).all() for n, g in gradients.items()}
-        scores = score_groups(self.groups, self.tensors, gradients, self.criteria, self.roles)
+        scores = self.score(window, gradients)
         values, sound = _fetch(scores, list(finite.values()))
         bad = [n for n, ok in zip(finite, sound, strict=True) if not ok]
         if bad:
@@ -88,6 +98,11 @@ class Scoring:
         self.average.reset()
         return per_group
 
+    def score(self, window: GradientAverage, gradients: Mapping[str, Tensor]) -> list[Tensor]:
+        """Scores of all groups from the steps of ``window``, on the device."""
+        squares = window.mean_square(self.tensors)
+        return score_groups(self.groups, self.tensors, gradients, self.criteria, self.roles, squares)
+
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -95,11 +110,13 @@ class Scoring:
 
     @property
     def companions(self) -> dict[str, dict[str, Tensor]]:
-        return {SUMS: self.average.sums} if self.average.sums else {}
+        kept = {SUMS: self.average.sums, SQUARES: self.average.squares}
+        return {what: values for what, values in kept.items() if values}
 
     def check_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
         saved_count(state, "window_count")
-        check_shapes(SUMS, companions.get(SUMS, {}), self.tensors)
+        for what in (SUMS, SQUARES):
+            check_shapes(what, companions.get(what, {}), self.tensors)
 
     def load_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
         self.average.reset()
@@ -111,7 +128,9 @@ class Scoring:
                 count,
             )
             return
+        squares = companions.get(SQUARES, {})
         self.average.sums = {n: v.to(self.tensors[n].device, copy=True) for n, v in sums.items()}
+        self.average.squares = {n: v.to(self.tensors[n].device, copy=True) for n, v in squares.items()}
         self.average.count = count
 
 

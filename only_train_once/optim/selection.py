@@ -224,3 +224,13 @@ def select(
     groups, units = _merge(scores, pool, count)
     assert len(units) == count, f"{count} units asked for, {len(units)} live ones are left in the plan"
     return [np.sort(units[groups == i]) for i in range(len(scores))]
+
+
+def ceilings(scores: Scores, gone: Masks, total: int, divisible: int = 1, min_units: int = 1) -> list[int]:
+    """How many units each group may have lost while ``total`` stays in reach whatever the others do.
+
+    All but ``min_units`` where any number will do; with ``divisible`` the numbers of the plan.
+    """
+    if divisible == 1:
+        return [max(len(s) - min_units, 0) for s in scores]
+    return plan_counts(scores, gone, total, divisible, min_units)

@@ -1,0 +1,93 @@
+"""Numbers per unit of many groups at once, against one unit at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
+from only_train_once.masking import unit_dot
+from only_train_once.unitwise import Units
+
+Z = Role.ZERO
+
+
+def _slice(name: str, dim: int, index: list[list[int]], length: int) -> ParamSlice:
+    return ParamSlice(name, dim, np.array(index, dtype=np.int64), Z, length)
+
+
+_ROWS = (_slice("shared", 0, [[0, 1, 1], [4, 2, 4]], 6), _slice("bias", 0, [[1], [0]], 2))
+_SQUARE = (_slice("square", 0, [[0], [2], [1]], 4), _slice("square", 1, [[1], [0], [3]], 4))
+_COLUMNS = (_slice("shared", 1, [[2], [0], [1]], 3), _slice("shared", -1, [[2], [0], [1]], 3))
+# a square weight cut in both dims; a position named twice, a tensor cut in part; a tensor of two groups
+GROUPS = [PruningGroup(n, Kind.CHANNEL, s) for n, s in (("both", _SQUARE), ("rows", _ROWS), ("columns", _COLUMNS))]
+SHAPES = {"square": (4, 4), "shared": (6, 3), "bias": (2,)}
+
+
+def values(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in SHAPES.items()}
+
+
+def masks(name: str) -> list[Tensor]:
+    """Which entries of a tensor each unit of all groups has."""
+    out = []
+    for group in GROUPS:
+        for unit in range(group.size):
+            mask = torch.zeros(SHAPES[name], dtype=torch.bool)
+            for s in group.slices:
+                if s.param == name:
+                    mask.index_fill_(s.dim, torch.from_numpy(s.index[unit]), True)
+            out.append(mask)
+    return out
+
+
+def test_dot_is_the_sum_over_each_units_entries() -> None:
+    a, b = values(0), values(1)
+    units = Units(GROUPS, a)
+    expected = [sum(float((a[n] * b[n])[masks(n)[u]].sum()) for n in SHAPES) for u in range(units.count)]
+    found = units.dot(a, b)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    torch.testing.assert_close(found, torch.cat([unit_dot(g, a, b) for g in GROUPS]), rtol=1e-12, atol=0)
+    half = {n: t.bfloat16() for n, t in a.items()}
+    assert units.square(half).dtype == torch.float32
+
+
+def test_add_scale_and_zero_reach_each_units_entries_once() -> None:
+    start, direction = values(0), values(1)
+    units = Units(GROUPS, start)
+    coefficient = torch.linspace(-1, 2, units.count, dtype=torch.float64)
+    flags = torch.tensor([True, False, False, True, False, False, True, False])
+    rates = {"square": 0.5, "shared": torch.tensor(2.0, dtype=torch.float64), "bias": 1.0}
+
+    added, scaled, zeroed, copied = ({n: t.clone() for n, t in start.items()} for _ in range(4))
+    units.add_(added, direction, coefficient, rates)
+    units.scale_(scaled, dict.fromkeys(SHAPES, coefficient))
+    units.zero_(zeroed, flags)
+    units.copy_(copied, direction, flags)
+    for name in SHAPES:
+        more, factor, gone = (
+            torch.zeros(SHAPES[name]).double(),
+            torch.ones(SHAPES[name]).double(),
+            torch.zeros(SHAPES[name]),
+        )
+        for unit, mask in enumerate(masks(name)):
+            more[mask] += rates[name] * coefficient[unit] * direction[name][mask]
+            factor[mask] *= coefficient[unit]
+            gone[mask] += float(flags[unit])
+        torch.testing.assert_close(added[name], start[name] + more, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(scaled[name], start[name] * factor, rtol=1e-12, atol=0)
+        assert torch.equal(zeroed[name], start[name].where(gone == 0, 0))
+        assert torch.equal(copied[name], start[name].where(gone == 0, direction[name]))
+
+
+def test_units_are_counted_by_group() -> None:
+    units = Units(GROUPS, values(0))
+    assert units.count_by_group(torch.tensor([1, 0, 1, 0, 0, 1, 1, 1]).bool()).tolist() == [2, 0, 3]
+
+
+def test_only_the_tensors_asked_for() -> None:
+    units = Units(GROUPS, values(0), among=["bias", "square"])
+    assert units.names == ("square", "bias")
+    assert units.dot(values(0), values(1))[5:].eq(0).all()
