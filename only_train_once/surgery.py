@@ -28,7 +28,7 @@ from . import masking
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import copy_module, in_float64
-from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm, FullWidthScaledRMSNorm
 from .record import (
     ATTRIBUTE_PATH,
     AttributeChange,
@@ -517,11 +517,15 @@ def _read_sizes_back(module: nn.Module) -> None:
 
 
 def _to_layer_norm(module: Any, norm: NormChange) -> None:
-    _become(module, FullWidthLayerNorm, norm, normalized_shape=norm.shape, dim=norm.dim)
+    _become(module, FullWidthLayerNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
 
 
 def _to_rms_norm(module: Any, norm: NormChange) -> None:
     _become(module, FullWidthRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
+
+
+def _to_scaled_rms_norm(module: Any, norm: NormChange) -> None:
+    _become(module, FullWidthScaledRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
 
 
 def _to_group_norm(module: Any, norm: NormChange) -> None:
@@ -567,6 +571,7 @@ def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
 _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
     "layer": _to_layer_norm,
     "rms": _to_rms_norm,
+    "scaled rms": _to_scaled_rms_norm,
     "rescale": _rescale,
     "group": _to_group_norm,
     "whole groups": _fewer_norm_groups,
@@ -627,11 +632,11 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
 
     shape = list(getattr(module, "normalized_shape", (full,)))
     shape[dim if len(shape) > 1 else 0] = width
-    layer = NormChange("layer", width, remembered or full, dim, tuple(shape), eps_name=eps_name)
-    rms = [
-        NormChange("rms", width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
-        for offset in ((module.offset,) if isinstance(module, FullWidthRMSNorm) else (0, 1))
-    ]
+    offsets = (module.offset,) if isinstance(module, (FullWidthLayerNorm, FullWidthRMSNorm)) else (0, 1)
+    layer, rms, scaled = (
+        [NormChange(kind, width, remembered or full, dim, form, offset=o, eps_name=eps_name) for o in offsets]
+        for kind, form in (("layer", tuple(shape)), ("rms", (width,)), ("scaled rms", (width,)))
+    )
     folded = []
     weight, eps = getattr(module, "weight", None), _eps(module, eps_name)
     if isinstance(weight, Tensor) and weight.shape == (full,) and isinstance(eps, float) and remembered is None:
@@ -641,8 +646,8 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
             if fold or _exact_in_dtype(weight, offset, full / width)
         ]
     if isinstance(module, nn.LayerNorm):
-        return [layer, *rms]
-    return [*folded, *rms] if isinstance(module, nn.RMSNorm) else [*folded, *rms, layer]
+        return [*layer, *rms]
+    return [*folded, *rms, *scaled, *([] if isinstance(module, nn.RMSNorm) else layer)]
 
 
 def _exact_in_dtype(weight: Tensor, offset: int, ratio: float) -> bool:

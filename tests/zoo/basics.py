@@ -256,6 +256,38 @@ class HandRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class ScaledRMSNorm(HandRMSNorm):
+    """Multiplies by 1 + weight first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (1 + self.weight)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class OffsetLayerNorm(nn.LayerNorm):
+    """Stores its weight minus 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Takes a mask, which it does not always need."""
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = super().forward(input)
+        return out if mask is None else out * mask
+
+
+class MaskedGroupNorms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 12, 3), MaskedGroupNorm(3, 12), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.stem(x), mask=None))).mean((2, 3))
+
+
 class PowerRMSNorm(HandRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon, -0.5) * self.weight
@@ -688,6 +720,11 @@ BASICS: dict[str, Case] = {
     "half_a_norm": Case(
         lambda: NormedStream(HalfNorm), lambda: torch.randn(3, 6), 12, reason="a mean divides by the count"
     ),
+    "scaled_rms_norm": Case(lambda: NormedStream(ScaledRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "offset_layer_norm": Case(
+        lambda: NormedStream(lambda: OffsetLayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28
+    ),
+    "masked_group_norm": Case(MaskedGroupNorms, images(), 4),
     "group_norm": Case(GroupNorms, images(), 12),
     "instance_norm": Case(InstanceNorms, images(), 8),
     "plain_batch_norm": Case(PlainBatchNorm, images(), 8),
