@@ -157,8 +157,8 @@ EXCEPTIONS: dict[str, Exception_] = {
     "muse_spark_audio": Exception_(inputs={"input_values": _normal(48 * 40)}),
     "musicflamingo": Exception_(inputs={
         "input_features": _normal(MEL, FRAMES), "input_features_mask": _ones(FRAMES), "input_ids": _tokens(("audio", 16))}),
-    "musicgen": Exception_(cls="MusicgenForConditionalGeneration", inputs={"decoder_input_ids": _codes, "input_values": None}),
-    "musicgen_melody": Exception_(cls="MusicgenMelodyForConditionalGeneration", inputs={
+    "musicgen": Exception_(cls="MusicgenForConditionalGeneration", config={"audio_encoder.num_filters": 2}, inputs={"decoder_input_ids": _codes, "input_values": None}),
+    "musicgen_melody": Exception_(cls="MusicgenMelodyForConditionalGeneration", config={"audio_encoder.num_filters": 2}, inputs={
         "decoder_input_ids": _codes, "input_features": _normal(20, 12), "input_values": None}),
     "musicgen_decoder": Exception_(inputs={"input_ids": _codes}),
     "musicgen_melody_decoder": Exception_(inputs={"input_ids": _codes}),
@@ -216,7 +216,8 @@ EXCEPTIONS: dict[str, Exception_] = {
     "pix2struct": Exception_(inputs={"flattened_patches": _flattened}),
     "pix2struct_vision_model": Exception_(
         config={"patch_embed_hidden_size": 48}, inputs={"flattened_patches": _flattened}),
-    "pix2struct_text_model": Exception_(config={"initializer_range": 0.02}),
+    "pix2struct_text_model": Exception_(
+        config={"initializer_range": 0.02}, inputs={"encoder_hidden_states": _normal(9, 32)}),
     "pocket_tts_audio_tokenizer": Exception_(
         config={"num_filters": 4, "upsample_groups": lambda c: c.hidden_size}, inputs={"input_values": _normal(1, 3840)}),
     "pocket_tts_audio_tokenizer_encoder": Exception_(
