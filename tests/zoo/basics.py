@@ -429,6 +429,41 @@ class DataBranch(nn.Module):
         return self.head(x)
 
 
+class DataBranches(DataBranch):
+    """One decision behind another, beside a check that raises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            raise ValueError("not a number")
+        x = F.relu(self.stem(x))
+        y = self.b(x)
+        if x.sum() > 1e9:
+            y = y * 2
+            if y.sum() > 1e9:
+                y = y + self.a(x)
+        return self.head(y)
+
+
+class DataCount(DataBranch):
+    """How often a layer runs is read from the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for _ in range(int(x.sum() * 1e-9)):
+            x = self.a(x)
+        return self.head(self.b(x))
+
+
+class DataFailure(DataBranch):
+    """What would run on other data is not known: the example is too small for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if x.sum() > 1e9:
+            x = self.a(x[:, :4].reshape(-1, 8) + x)
+        return self.head(self.b(x))
+
+
 class Reused(nn.Module):
     """One module runs three times."""
 
@@ -667,7 +702,10 @@ BASICS: dict[str, Case] = {
     "tied": Case(Embedded, lambda: torch.randint(0, 20, (2, 5)), 28),
     "custom_function": Case(CustomFunction, lambda: torch.randn(3, 6), 10),
     "unknown_operator": Case(UnknownOperator, lambda: torch.randn(3, 6), 17, "no rule for this operator"),
-    "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 16),
+    "data_branches": Case(DataBranches, lambda: torch.randn(3, 6), 16),
+    "data_count": Case(DataCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "data_failure": Case(DataFailure, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),
