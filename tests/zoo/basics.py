@@ -461,33 +461,71 @@ class DataBranch(nn.Module):
         return self.head(x)
 
 
-class ConstantBranch(DataBranch):
-    """What decides is computed from no data: the same layer runs always."""
+class DataBranches(DataBranch):
+    """One decision behind another, beside a check that raises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            raise ValueError("not a number")
+        x = F.relu(self.stem(x))
+        y = self.b(x)
+        if x.sum() > 1e9:
+            y = y * 2
+            if y.sum() > 1e9:
+                y = y + self.a(x)
+        return self.head(y)
+
+
+class DataCount(DataBranch):
+    """How often a layer runs is read from the data."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        x = self.b(x) if torch.ones(len(x)).cumsum(0).bool().all() else self.a(x)
-        return self.head(x)
+        for _ in range(int(x.sum() * 1e-9)):
+            x = self.a(x)
+        return self.head(self.b(x))
 
 
-class RandomBranch(DataBranch):
-    """Which of two layers runs is drawn."""
+class ConstantCount(DataBranch):
+    """How often a layer runs is computed from no data: it is the same always."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        x = self.a(x) if torch.rand(()) > 1 - 1e-7 else self.b(x)
-        return self.head(x)
+        for _ in range(int(torch.zeros(len(x)).sum())):
+            x = self.a(x)
+        return self.head(self.b(x))
 
 
-class WrittenBranch(DataBranch):
-    """What decides starts as a constant, and data are written into it."""
+class RandomCount(DataBranch):
+    """How often a layer runs is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for _ in range(int(torch.rand(()) * 1e-3)):
+            x = self.a(x)
+        return self.head(self.b(x))
+
+
+class WrittenCount(DataBranch):
+    """How often a layer runs starts as a constant, and data are written into it."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = torch.zeros(())
-        total += x.sum()
+        total += x.sum() * 1e-9
         x = F.relu(self.stem(x))
-        x = self.a(x) if total > 1e9 else self.b(x)
-        return self.head(x)
+        for _ in range(int(total)):
+            x = self.a(x)
+        return self.head(self.b(x))
+
+
+class DataFailure(DataBranch):
+    """What would run on other data is not known: the example is too small for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if x.sum() > 1e9:
+            x = self.a(x[:, :4].reshape(-1, 8) + x)
+        return self.head(self.b(x))
 
 
 class Reused(nn.Module):
@@ -733,10 +771,13 @@ BASICS: dict[str, Case] = {
     "tied": Case(Embedded, lambda: torch.randint(0, 20, (2, 5)), 28),
     "custom_function": Case(CustomFunction, lambda: torch.randn(3, 6), 10),
     "unknown_operator": Case(UnknownOperator, lambda: torch.randn(3, 6), 17, "no rule for this operator"),
-    "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
-    "constant_branch": Case(ConstantBranch, lambda: torch.randn(3, 6), 16),
-    "random_branch": Case(RandomBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
-    "written_branch": Case(WrittenBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 16),
+    "data_branches": Case(DataBranches, lambda: torch.randn(3, 6), 16),
+    "data_count": Case(DataCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "constant_count": Case(ConstantCount, lambda: torch.randn(3, 6), 16),
+    "random_count": Case(RandomCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "written_count": Case(WrittenCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "data_failure": Case(DataFailure, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),
