@@ -550,12 +550,14 @@ def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attrib
     state = vars(module)
     # What a class of the user's own calls otherwise.
     attributes |= {"full_width": norm.full_width, "eps": _eps(module, norm.eps_name)}
-    if not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+    own = not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+    if own:
         attributes["elementwise_affine"] = getattr(module, "weight", None) is not None
-        for name in ("weight", "bias"):
-            if getattr(module, name, None) is None:
-                module.register_parameter(name, None)
+    missing = [name for name in ("weight", "bias") if own and getattr(module, name, None) is None]
     module.__class__ = kind
+    for name in missing:
+        state.pop(name, None)  # an ordinary attribute that is None
+        module.register_parameter(name, None)
     state.update(attributes)
 
 

@@ -288,6 +288,18 @@ class MaskedGroupNorms(nn.Module):
         return self.head(F.relu(self.norm(self.stem(x), mask=None))).mean((2, 3))
 
 
+class UnbiasedRMSNorm(HandRMSNorm):
+    """Has no bias and says so in an ordinary attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.bias is None else x + self.bias
+
+
 class PowerRMSNorm(HandRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon, -0.5) * self.weight
@@ -758,6 +770,7 @@ BASICS: dict[str, Case] = {
     "half_a_norm": Case(
         lambda: NormedStream(HalfNorm), lambda: torch.randn(3, 6), 12, reason="a mean divides by the count"
     ),
+    "unbiased_rms_norm": Case(lambda: NormedStream(UnbiasedRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "scaled_rms_norm": Case(lambda: NormedStream(ScaledRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "offset_layer_norm": Case(
         lambda: NormedStream(lambda: OffsetLayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28
