@@ -215,10 +215,17 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Branch:
-    """A tensor's data decided something in Python (``if x.sum() > 0``, ``int(n)``)."""
+    """A tensor's data decided something in Python (``if x.sum() > 0``, ``int(n)``).
+
+    Attributes:
+        node: the call that read the data.
+        module: path of the module that ran.
+        lines: where in its code, for a decision between True and False; "" where a number was read.
+    """
 
     node: int
     module: str
+    lines: str = ""
 
 
 @dataclass(frozen=True)

@@ -236,10 +236,16 @@ def _grouped_mm(
     return made if bias is None else made + bias
 
 
-# operators without a kernel for float64, and what computes the same
+def _full(size: Any, fill_value: Any, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    """``aten.full``, whose default dtype would not hold the least number of float64 (which masks are filled with)."""
+    widened = torch.float64 if dtype is None and isinstance(fill_value, float) else dtype
+    return torch.ops.aten.full.default(size, fill_value, dtype=widened, **options)
+
+
+# operators that do not work in float64, and what computes the same
 _IN_FLOAT64: dict[Any, Callable[..., Any]] = {
     op.default: _grouped_mm for op in (getattr(torch.ops.aten, "_grouped_mm", None),) if op is not None
-}
+} | {torch.ops.aten.full.default: _full}
 
 
 def _widen(value: Any, tensors: bool) -> Any:

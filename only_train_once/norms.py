@@ -37,6 +37,15 @@ def _along(weight: Tensor, dim: int, ndim: int) -> Tensor:
     return weight.reshape(-1, *([1] * trailing))
 
 
+def _refuse(norm: nn.Module, rest: tuple[None, ...], named: dict[str, None]) -> None:
+    """The class that was replaced may have taken more than its input (a mask): that can only be left away."""
+    if any(given is not None for given in (*rest, *named.values())):
+        raise TypeError(
+            f"{type(norm).__name__} takes the place of a norm that lost channels, and takes its input only: mark the "
+            "norm's width unprunable to call it with more"
+        )
+
+
 class FullWidthLayerNorm(nn.LayerNorm):
     """A layer norm over n channels with the mean and the variance of ``full_width``, see [Note: full width].
 
@@ -50,10 +59,12 @@ class FullWidthLayerNorm(nn.LayerNorm):
         full_width: N, the number of channels before surgery.
         dim: position of the channels in the input, -1 or for a channel-first norm 1; when ``normalized_shape``
             has several entries it is negative and says which of them was cut.
+        offset: what is added to the weight before it multiplies: 0, or 1 for norms that store ``weight - 1``.
     """
 
     full_width: int
     dim: int
+    offset: int = 0
 
     def __init__(
         self,
@@ -63,13 +74,16 @@ class FullWidthLayerNorm(nn.LayerNorm):
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
+        offset: int = 0,
     ) -> None:
         shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, bias)
         self.full_width = full_width
         self.dim = dim
+        self.offset = offset
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *rest: None, **named: None) -> Tensor:
+        _refuse(self, rest, named)
         several = len(self.normalized_shape) > 1
         dims = tuple(range(-len(self.normalized_shape), 0)) if several else (self.dim,)
         ratio = self.normalized_shape[self.dim if several else 0] / self.full_width
@@ -78,7 +92,8 @@ class FullWidthLayerNorm(nn.LayerNorm):
         variance = ratio * (variance + (1 - ratio) * mean.square())
         out = (x - ratio * mean) * torch.rsqrt(variance + self.eps)
         if self.weight is not None:
-            out = out * (self.weight if several else _along(self.weight, self.dim, x.ndim))
+            weight = self.weight + self.offset if self.offset else self.weight
+            out = out * (weight if several else _along(weight, self.dim, x.ndim))
         if self.bias is not None:
             out = out + (self.bias if several else _along(self.bias, self.dim, x.ndim))
         out = out.to(input.dtype)
@@ -86,7 +101,7 @@ class FullWidthLayerNorm(nn.LayerNorm):
         return out.contiguous() if several or self.dim == -1 else out
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}"
+        return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}, offset={self.offset}"
 
 
 class FullWidthRMSNorm(nn.RMSNorm):
@@ -116,7 +131,8 @@ class FullWidthRMSNorm(nn.RMSNorm):
         self.dim = dim
         self.offset = offset
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *rest: None, **named: None) -> Tensor:
+        _refuse(self, rest, named)
         ratio = self.normalized_shape[0] / self.full_width
         wide = _widen(x)
         # Without an eps torch takes that of the precision it computes in, so it has to be looked up here as well.
@@ -153,7 +169,7 @@ class FullWidthGatedRMSNorm(FullWidthRMSNorm):
         super().__init__(normalized_shape, full_width, dim, eps, elementwise_affine, offset)
         self.gate_first = gate_first
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if gate is None:
             return super().forward(x)
         factor = nn.functional.silu(_widen(gate))
@@ -162,6 +178,19 @@ class FullWidthGatedRMSNorm(FullWidthRMSNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gate_first={self.gate_first}"
+
+
+class FullWidthScaledRMSNorm(FullWidthRMSNorm):
+    """A RMS norm that multiplies by its weight first and takes the mean square of the products."""
+
+    def forward(self, x: Tensor, *rest: None, **named: None) -> Tensor:
+        _refuse(self, rest, named)
+        ratio = self.normalized_shape[0] / self.full_width
+        wide = _widen(x)
+        eps = torch.finfo(wide.dtype).eps if self.eps is None else self.eps
+        if self.weight is not None:
+            wide = wide * _along(self.weight + self.offset, self.dim, x.ndim)
+        return (wide * torch.rsqrt(ratio * wide.square().mean(self.dim, keepdim=True) + eps)).to(x.dtype)
 
 
 class FullWidthGroupNorm(nn.GroupNorm):
@@ -179,7 +208,8 @@ class FullWidthGroupNorm(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine)
         self.full_width = full_width
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *rest: None, **named: None) -> Tensor:
+        _refuse(self, rest, named)
         ratio = self.num_channels / self.num_groups / self.full_width
         # (batch, norm groups, channels per norm group * space): each removed channel is a zero at every position
         x = _widen(input).reshape(input.shape[0], self.num_groups, -1)

@@ -29,6 +29,7 @@ NORM_KINDS = (
     "rms",
     "gated rms",
     "rms of gated",
+    "scaled rms",
     "rescale",
     "group",
     "whole groups",

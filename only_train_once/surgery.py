@@ -35,6 +35,7 @@ from .norms import (
     FullWidthLayerNorm,
     FullWidthResponseNorm,
     FullWidthRMSNorm,
+    FullWidthScaledRMSNorm,
 )
 from .record import (
     ATTRIBUTE_PATH,
@@ -576,7 +577,7 @@ def _read_sizes_back(module: nn.Module) -> None:
 
 
 def _to_layer_norm(module: Any, norm: NormChange) -> None:
-    _become(module, FullWidthLayerNorm, norm, normalized_shape=norm.shape, dim=norm.dim)
+    _become(module, FullWidthLayerNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
 
 
 def _to_rms_norm(module: Any, norm: NormChange) -> None:
@@ -587,6 +588,10 @@ def _to_gated_rms_norm(module: Any, norm: NormChange) -> None:
     first = norm.kind == "rms of gated"
     shape, dim, offset = norm.shape, norm.dim, norm.offset
     _become(module, FullWidthGatedRMSNorm, norm, normalized_shape=shape, dim=dim, offset=offset, gate_first=first)
+
+
+def _to_scaled_rms_norm(module: Any, norm: NormChange) -> None:
+    _become(module, FullWidthScaledRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
 
 
 def _to_group_norm(module: Any, norm: NormChange) -> None:
@@ -617,12 +622,14 @@ def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attrib
     state = vars(module)
     # What a class of the user's own calls otherwise.
     attributes |= {"full_width": norm.full_width, "eps": _eps(module, norm.eps_name)}
-    if not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+    own = not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+    if own:
         attributes["elementwise_affine"] = getattr(module, "weight", None) is not None
-        for name in ("weight", "bias"):
-            if getattr(module, name, None) is None:
-                module.register_parameter(name, None)
+    missing = [name for name in ("weight", "bias") if own and getattr(module, name, None) is None]
     module.__class__ = kind
+    for name in missing:
+        state.pop(name, None)  # an ordinary attribute that is None
+        module.register_parameter(name, None)
     state.update(attributes)
 
 
@@ -656,6 +663,7 @@ _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
     "rms": _to_rms_norm,
     "gated rms": _to_gated_rms_norm,
     "rms of gated": _to_gated_rms_norm,
+    "scaled rms": _to_scaled_rms_norm,
     "rescale": _rescale,
     "group": _to_group_norm,
     "whole groups": _fewer_norm_groups,
@@ -718,12 +726,16 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
 
     shape = list(getattr(module, "normalized_shape", (full,)))
     shape[dim if len(shape) > 1 else 0] = width
-    layer = NormChange("layer", width, remembered or full, dim, tuple(shape), eps_name=eps_name)
-    rms = [
-        NormChange(kind, width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
-        for kind in (*(_GATED if _positional(module)[1] > 1 else ()), "rms")
-        for offset in ((module.offset,) if isinstance(module, FullWidthRMSNorm) else (0, 1))
-    ]
+    offsets = (module.offset,) if isinstance(module, (FullWidthLayerNorm, FullWidthRMSNorm)) else (0, 1)
+    gated = _GATED if _positional(module)[1] > 1 else ()
+    layer, rms, scaled = (
+        [
+            NormChange(k, width, remembered or full, dim, form, offset=o, eps_name=eps_name)
+            for k in kinds
+            for o in offsets
+        ]
+        for kinds, form in ((("layer",), tuple(shape)), ((*gated, "rms"), (width,)), (("scaled rms",), (width,)))
+    )
     folded = []
     weight, eps = getattr(module, "weight", None), _eps(module, eps_name)
     if isinstance(weight, Tensor) and weight.shape == (full,) and isinstance(eps, float) and remembered is None:
@@ -733,8 +745,8 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
             if fold or _exact_in_dtype(weight, offset, full / width)
         ]
     if isinstance(module, nn.LayerNorm):
-        return [layer, *rms]
-    return [*folded, *rms] if isinstance(module, nn.RMSNorm) else [*folded, *rms, layer]
+        return [*layer, *rms]
+    return [*folded, *rms, *scaled, *([] if isinstance(module, nn.RMSNorm) else layer)]
 
 
 def _of_response(module: nn.Module) -> bool:

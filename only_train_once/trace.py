@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +48,9 @@ _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_
 _NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
 _OTHER_INPUTS = 64  # passes at most over other data; one that touches no further parameter is dropped
 _FRUITLESS = 8  # so many of those in a row are enough
+_FRAMES = 6  # innermost lines by which a decision is told from others
+_TORCH = str(Path(torch.__file__).parent)
+_OTHER_OUTCOMES = 24  # passes at most in which a decision on data comes out the other way
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
 # Recorded as one call: their parts are a score of operators per time step, and other ones on every device.
 _WHOLE: dict[Any, Any] = {
@@ -107,6 +112,8 @@ def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
         untrusted = recorder.divergence()
     if recorder.hidden():
         _record_other_inputs(recorder, log, inputs)
+    if recorder.hidden():
+        _record_other_outcomes(recorder, log, inputs)
     if recorder.unused():
         _record_training(recorder, log, inputs)
     return recorder.graph(untrusted)
@@ -150,6 +157,43 @@ def _roll_weights(model: nn.Module, seed: int) -> None:
                 parameter.copy_(parameter.roll(shift, 0))
             except Exception as error:  # a tensor of a class of its own
                 raise TraceError(f"{name} takes no other values: {type(error).__name__}: {error}") from error
+
+
+def _record_other_outcomes(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
+    """Let decisions between True and False come out the other way, one and two at a time, and follow what runs then.
+
+    A decision stays a branch where a number was read, where the pass fails later than at the decision itself (what
+    would have run then is not known), or where there are too many of them. Otherwise all that it can run has run.
+    """
+    places = recorder.decisions()
+    known = {(b.module, b.lines) for b in recorder.branches}
+    waiting = [frozenset({a, b}) for i, a in enumerate(places) for b in places[i:]]
+    waiting.sort(key=len)
+    doubtful: set[str] = set()
+    done = 0
+    while done < len(waiting):
+        if len(waiting) > _OTHER_OUTCOMES:
+            return
+        turned = waiting[done]
+        done += 1
+        before, state = recorder.unused(), recorder.state()
+        failed = False
+        try:
+            with recorder.turn(turned):
+                _run(recorder, log, clone_inputs(inputs))
+        except TraceError as error:
+            logger.info("the model does not run when decisions at %s come out otherwise (%s)", sorted(turned), error)
+            failed = True
+        found = {(b.module, b.lines) for b in recorder.branches if b.node >= state.nodes} - known
+        if any(not lines for _, lines in found) or (failed and not recorder.failed_at_turn()):
+            doubtful |= turned
+        known |= found
+        waiting += [turned | {lines} for _, lines in sorted(found) if lines]
+        if failed or recorder.unused() == before:
+            recorder.forget(state)
+        elif not recorder.hidden():
+            return
+    recorder.settle({lines for _, lines in known if lines} - doubtful)
 
 
 def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
@@ -205,6 +249,18 @@ def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
     recorder.finish(output, log)
 
 
+def _lines() -> str:
+    """The lines of Python that run, without those of torch and of this file, the innermost first."""
+    found: list[str] = []
+    frame = sys._getframe(2)
+    while frame is not None and len(found) < _FRAMES:
+        name = frame.f_code.co_filename
+        if name != __file__ and not name.startswith(_TORCH):
+            found.append(f"{name}:{frame.f_lineno}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return " < ".join(found)
+
+
 class _State(NamedTuple):
     """How much was recorded at some time."""
 
@@ -233,7 +289,10 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.calls: list[ModuleCall] = []
         self.branches: list[Branch] = []
-        self.settled: set[int] = set()  # values that are the same whatever the data are (``torch.ones(n)``)
+        self.constant: set[int] = set()  # values that are the same whatever the data are (``torch.ones(n)``)
+        self.settled: set[str] = set()  # lines of which both outcomes are known
+        self.turned: frozenset[str] = frozenset()  # lines whose decisions come out the other way
+        self.turned_at = -1  # node of the last such decision
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
         self.counts: dict[int, SizeUse] = {}
@@ -332,10 +391,14 @@ class _Recorder(TorchDispatchMode):
         self.nodes.append(
             Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
         )
-        if self.settled.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in func.tags:
-            self.settled.update(o for o in outputs if o is not None)
+        if self.constant.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in func.tags:
+            self.constant.update(o for o in outputs if o is not None)
         elif self.nodes[-1].name in _SCALAR_READS:
-            self.branches.append(Branch(self.nodes[-1].index, self.stack[-1]))
+            lines = _lines() if isinstance(result, bool) else ""
+            if lines not in self.settled:
+                self.branches.append(Branch(self.nodes[-1].index, self.stack[-1], lines))
+            if lines in self.turned:
+                result, self.turned_at = not result, len(self.nodes)
         if self.checks is not None:
             self.checks.append(_checksum(result))
         return result
@@ -419,6 +482,35 @@ class _Recorder(TorchDispatchMode):
         """Whether parameters lie unused below a module where data decided what runs."""
         places = {f"{b.module}." if b.module else "" for b in self.branches}
         return bool(places) and any(name.startswith(tuple(places)) for name in self.unused())
+
+    def decisions(self) -> list[str]:
+        """Where decisions between True and False were taken above parameters that lie unused."""
+        unused = self.unused()
+        return sorted(
+            {
+                b.lines
+                for b in self.branches
+                if b.lines and any(name.startswith(f"{b.module}." if b.module else "") for name in unused)
+            }
+        )
+
+    @contextmanager
+    def turn(self, lines: frozenset[str]) -> Iterator[None]:
+        """Inside, what is decided at these lines comes out the other way."""
+        self.turned, self.turned_at = lines, -1
+        try:
+            yield
+        finally:
+            self.turned = frozenset()
+
+    def settle(self, lines: set[str]) -> None:
+        """What is decided at these lines is no branch any more: all that it can run was followed."""
+        self.settled |= lines
+        self.branches = [b for b in self.branches if b.lines not in self.settled]
+
+    def failed_at_turn(self) -> bool:
+        """Whether nothing ran after the last turned decision: it was a check that raises."""
+        return self.turned_at == len(self.nodes)
 
     def _replay(self) -> Iterator[tuple[Node, Any, dict[int, Tensor]]]:
         env = dict(self.leaves)

@@ -49,6 +49,20 @@ def test_finds_what_it_should(case: Case, wide: bool) -> None:
         assert any(case.reason in (g.reason or "") for g in groups), groups
 
 
+@pytest.mark.parametrize("name", ["data_branch", "data_branches"])
+def test_what_the_example_does_not_decide_is_exact_too(name: str) -> None:
+    model, inputs, groups = prepared(ZOO[name], wide=False)
+    zero(model, groups, choose(groups))
+    subnet, _ = construct_subnet(model, groups)
+    unlike = [1e10 * torch.randn_like(inputs) for _ in range(8)]
+    layer = model.get_submodule("a")
+    ran: list[bool] = []
+    layer.register_forward_hook(lambda *_: ran.append(True))
+    for x in unlike:
+        assert verify_subnet(model, subnet, x, tolerance=1e-9).max_relative_difference <= 1e-9
+    assert ran, "the example decides as the other inputs do"
+
+
 @pytest.mark.parametrize(("case", "wide"), CASES)
 def test_zeroed_full_network_equals_subnet(case: Case, wide: bool) -> None:
     model, inputs, groups = prepared(case, wide)

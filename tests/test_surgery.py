@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from only_train_once.errors import CheckpointError, ConfigurationError, SurgeryError
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
 from only_train_once.inputs import in_float64
-from only_train_once.norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+from only_train_once.norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm, FullWidthScaledRMSNorm
 from only_train_once.record import NORM_KINDS, SurgeryRecord, from_runs, to_runs
 from only_train_once.surgery import _NORM_CHANGES, apply_record, construct_subnet, plan, zero_units
 
@@ -74,6 +74,15 @@ class GemmaNorm(LlamaNorm):
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).to(x.dtype) * (
             1 + self.weight
         )
+
+
+class ScaleFirst(LlamaNorm):
+    def __init__(self, n: int) -> None:
+        super().__init__(n, offset=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (1 + self.weight)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
 class ChannelFirst(nn.LayerNorm):
@@ -294,6 +303,7 @@ CASES = {
     "rms norm, no eps": Case(*stream(lambda: nn.RMSNorm(8)), _STREAM, _row()),
     "rms norm, no weight": Case(*stream(lambda: nn.RMSNorm(8, elementwise_affine=False)), _STREAM, _row()),
     "llama norm": Case(*stream(lambda: LlamaNorm(8)), _STREAM, _row()),
+    "rms norm, scaled first": Case(*stream(lambda: ScaleFirst(8)), _STREAM, _row()),
     "gemma norm": Case(*stream(lambda: GemmaNorm(8)), _STREAM, _row()),
     "channel-first layer norm": Case(
         ImageNorm,
@@ -491,11 +501,21 @@ def test_which_norm_a_subnet_gets() -> None:
     assert found["rms norm, no eps"] is found["rms norm, no weight"] is FullWidthRMSNorm
     assert found["llama norm"] is LlamaNorm
     assert found["gemma norm"] is GemmaNorm
+    assert found["rms norm, scaled first"] is FullWidthScaledRMSNorm
     assert found["group norm"] is FullWidthGroupNorm
     assert found["whole norm groups"] is nn.GroupNorm
 
 
-@pytest.mark.parametrize("name", ["layer norm", "rms norm, no weight", "llama norm", "group norm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer norm",
+        "rms norm, no weight",
+        "rms norm, scaled first",
+        "llama norm",
+        "group norm",
+    ],
+)
 def test_a_subnet_can_be_cut_again(name: str) -> None:
     """The full width stays the first one."""
     model, groups, case = made(name)
@@ -513,6 +533,15 @@ def test_a_subnet_can_be_cut_again(name: str) -> None:
     assert compared(stage, second, x) <= 1e-12
     if name != "llama norm":
         assert second.norm.full_width == (4 if name == "group norm" else 8)  # type: ignore[union-attr]
+
+
+def test_a_cut_norm_takes_nothing_beside_its_input() -> None:
+    """The class it replaces may take more (a mask): left away, all is well; given, a wrong answer would come out."""
+    norm, x = FullWidthLayerNorm(5, 8), torch.randn(4, 5)
+    assert torch.equal(norm(x, None), norm(x))
+    assert torch.equal(norm(x, mask=None), norm(x))
+    with pytest.raises(TypeError, match="takes its input only"):
+        norm(x, mask=x)
 
 
 def test_norms_in_half_precision_follow_torch() -> None:

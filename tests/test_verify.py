@@ -232,6 +232,8 @@ def test_float32_by_name_stays_in_float64() -> None:
         y = Casts(full).double()(torch.randn(2, 5, dtype=torch.float64))
         assert torch.zeros(2, dtype=torch.float16).dtype is torch.float64
         assert torch.zeros(2, dtype=torch.int32).view(torch.float32).dtype is torch.float32
+        assert torch.full((2,), torch.finfo(torch.float64).min).dtype is torch.float64  # more than float32 holds
+        assert torch.full((2,), 7).dtype is torch.int64
     assert y.dtype is torch.float64
 
 

@@ -193,11 +193,8 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
 
 def _chosen_layers(before: dict[str, Any], count: int) -> list[int]:
     """The layers that stay: two, or one of every kind, or one for each tap."""
-    lists = [
-        v
-        for k, v in before.items()
-        if isinstance(v, (list, tuple)) and len(v) == count and k.endswith(("types", "_type"))
-    ]
+    endings = ("types", "_type")
+    lists = [v for k, v in before.items() if isinstance(v, (list, tuple)) and len(v) == count and k.endswith(endings)]
     kinds = list(zip(*lists, strict=True)) if lists else [()] * count
     first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
     chosen = sorted(first.values())

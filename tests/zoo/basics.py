@@ -256,6 +256,50 @@ class HandRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class ScaledRMSNorm(HandRMSNorm):
+    """Multiplies by 1 + weight first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (1 + self.weight)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class OffsetLayerNorm(nn.LayerNorm):
+    """Stores its weight minus 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Takes a mask, which it does not always need."""
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = super().forward(input)
+        return out if mask is None else out * mask
+
+
+class MaskedGroupNorms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 12, 3), MaskedGroupNorm(3, 12), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.stem(x), mask=None))).mean((2, 3))
+
+
+class UnbiasedRMSNorm(HandRMSNorm):
+    """Has no bias and says so in an ordinary attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.bias is None else x + self.bias
+
+
 class PowerRMSNorm(HandRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon, -0.5) * self.weight
@@ -429,33 +473,71 @@ class DataBranch(nn.Module):
         return self.head(x)
 
 
-class ConstantBranch(DataBranch):
-    """What decides is computed from no data: the same layer runs always."""
+class DataBranches(DataBranch):
+    """One decision behind another, beside a check that raises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            raise ValueError("not a number")
+        x = F.relu(self.stem(x))
+        y = self.b(x)
+        if x.sum() > 1e9:
+            y = y * 2
+            if y.sum() > 1e9:
+                y = y + self.a(x)
+        return self.head(y)
+
+
+class DataCount(DataBranch):
+    """How often a layer runs is read from the data."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        x = self.b(x) if torch.ones(len(x)).cumsum(0).bool().all() else self.a(x)
-        return self.head(x)
+        for _ in range(int(x.sum() * 1e-9)):
+            x = self.a(x)
+        return self.head(self.b(x))
 
 
-class RandomBranch(DataBranch):
-    """Which of two layers runs is drawn."""
+class ConstantCount(DataBranch):
+    """How often a layer runs is computed from no data: it is the same always."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        x = self.a(x) if torch.rand(()) > 1 - 1e-7 else self.b(x)
-        return self.head(x)
+        for _ in range(int(torch.zeros(len(x)).sum())):
+            x = self.a(x)
+        return self.head(self.b(x))
 
 
-class WrittenBranch(DataBranch):
-    """What decides starts as a constant, and data are written into it."""
+class RandomCount(DataBranch):
+    """How often a layer runs is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for _ in range(int(torch.rand(()) * 1e-3)):
+            x = self.a(x)
+        return self.head(self.b(x))
+
+
+class WrittenCount(DataBranch):
+    """How often a layer runs starts as a constant, and data are written into it."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = torch.zeros(())
-        total += x.sum()
+        total += x.sum() * 1e-9
         x = F.relu(self.stem(x))
-        x = self.a(x) if total > 1e9 else self.b(x)
-        return self.head(x)
+        for _ in range(int(total)):
+            x = self.a(x)
+        return self.head(self.b(x))
+
+
+class DataFailure(DataBranch):
+    """What would run on other data is not known: the example is too small for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if x.sum() > 1e9:
+            x = self.a(x[:, :4].reshape(-1, 8) + x)
+        return self.head(self.b(x))
 
 
 class Reused(nn.Module):
@@ -688,6 +770,12 @@ BASICS: dict[str, Case] = {
     "half_a_norm": Case(
         lambda: NormedStream(HalfNorm), lambda: torch.randn(3, 6), 12, reason="a mean divides by the count"
     ),
+    "unbiased_rms_norm": Case(lambda: NormedStream(UnbiasedRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "scaled_rms_norm": Case(lambda: NormedStream(ScaledRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "offset_layer_norm": Case(
+        lambda: NormedStream(lambda: OffsetLayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28
+    ),
+    "masked_group_norm": Case(MaskedGroupNorms, images(), 4),
     "group_norm": Case(GroupNorms, images(), 12),
     "instance_norm": Case(InstanceNorms, images(), 8),
     "plain_batch_norm": Case(PlainBatchNorm, images(), 8),
@@ -696,10 +784,13 @@ BASICS: dict[str, Case] = {
     "tied": Case(Embedded, lambda: torch.randint(0, 20, (2, 5)), 28),
     "custom_function": Case(CustomFunction, lambda: torch.randn(3, 6), 10),
     "unknown_operator": Case(UnknownOperator, lambda: torch.randn(3, 6), 17, "no rule for this operator"),
-    "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
-    "constant_branch": Case(ConstantBranch, lambda: torch.randn(3, 6), 16),
-    "random_branch": Case(RandomBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
-    "written_branch": Case(WrittenBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 16),
+    "data_branches": Case(DataBranches, lambda: torch.randn(3, 6), 16),
+    "data_count": Case(DataCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "constant_count": Case(ConstantCount, lambda: torch.randn(3, 6), 16),
+    "random_count": Case(RandomCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "written_count": Case(WrittenCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "data_failure": Case(DataFailure, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),
