@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoformerConfig, Gemma4Config, Gemma4UnifiedConfig, InformerConfig
+from transformers import AutoformerConfig, EfficientLoFTRConfig, Gemma4Config, Gemma4UnifiedConfig, InformerConfig
 
 from .transformers_exceptions import Exception_
 from .transformers_inputs import BATCH, FRAMES, LENGTH, Draw
@@ -210,7 +210,7 @@ EXCEPTIONS: dict[str, Exception_] = {
     "dia_decoder": Exception_(
         inputs={"input_ids": ids(LENGTH, 9), "encoder_hidden_states": hidden(9, "cross_hidden_size")}
     ),
-    "depth_pro": Exception_(config={"intermediate_hook_ids": [1, 0]}),
+    "depth_pro": Exception_(config={"intermediate_hook_ids": [1, 0], "scaled_images_feature_dims": (32, 32, 32)}),
     "diffusion_gemma_text": Exception_(config={"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
     "dots1": Exception_(config={"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}),
     "dots3_note": Exception_(inputs={"input_features": None}),
@@ -233,7 +233,9 @@ EXCEPTIONS: dict[str, Exception_] = {
         }
     ),
     "efficientloftr": Exception_(
-        config={"num_attention_heads": 8, "num_key_value_heads": 8}, inputs={"pixel_values": normal(2, 3, 64, 64)}
+        make=lambda: EfficientLoFTRConfig(stage_num_blocks=[1, 2, 2, 2], num_attention_layers=1),
+        small=True,
+        inputs={"pixel_values": normal(2, 3, 64, 64)},
     ),
     "efficientnet": Exception_(config=_BLOCKS),
     "encodec": Exception_(inputs={"input_values": normal(1, 3200)}),
@@ -271,18 +273,24 @@ EXCEPTIONS: dict[str, Exception_] = {
         inputs={"audio_mel": normal(FRAMES, 128), "audio_mel_mask": lambda d: torch.zeros(BATCH, FRAMES).bool()}
     ),
     "gemma3n_text": Exception_(config={"num_kv_shared_layers": 0}),
-    "gemma3n": Exception_(config={"vision_soft_tokens_per_image": 4}),
+    "gemma3n": Exception_(
+        config={"vision_soft_tokens_per_image": 4},
+        inputs={"input_features": None, "input_features_mask": None},
+        note="words and images",
+    ),
     "gemma3n_vision": Exception_(
         config={"architecture": "mobilenetv4_conv_small_035", "hidden_size": 336},
         note="a small network of timm in place of mobilenetv5_300m",
     ),
     "gemma4": Exception_(
         make=lambda: Gemma4Config(vision_config={}),
-        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places},
+        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places, "input_features": None},
+        note="words and images",
     ),
     "gemma4_unified": Exception_(
         make=lambda: Gemma4UnifiedConfig(vision_config={}),
-        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places},
+        inputs={"pixel_values": normal(36, 1728), "image_position_ids": _places, "input_features": None},
+        note="words and images",
     ),
     "gemma4_audio": Exception_(inputs={"input_features": normal(FRAMES, 128)}),
     "gemma4_vision": Exception_(inputs={"pixel_values": normal(36, 192), "pixel_position_ids": _places}),
@@ -307,7 +315,10 @@ EXCEPTIONS: dict[str, Exception_] = {
     ),
     **dict.fromkeys(
         ("granite_speech", "granite_speech_plus"),
-        Exception_(config={"window_size": 15}, inputs={"input_features": hidden(FRAMES, "input_dim")}),
+        Exception_(
+            config={"window_size": 15, "projector_config.encoder_hidden_size": 80},
+            inputs={"input_features": hidden(FRAMES, "input_dim")},
+        ),
     ),
     "granite_speech5_ctc": Exception_(inputs={"input_features": normal(FRAMES, 4 * MEL)}),
     "granite_speech5_encoder": Exception_(inputs={"input_features": normal(FRAMES, 4 * MEL)}),
@@ -369,7 +380,8 @@ EXCEPTIONS: dict[str, Exception_] = {
     "levit": Exception_(config={"patch_size": 16}),
     "lfm2_moe": Exception_(config={"layer_types": ["conv", "full_attention"]}),
     "lightglue": Exception_(
-        config={"keypoint_detector_config.keypoint_decoder_dim": 65}, inputs={"pixel_values": normal(2, 3, 64, 64)}
+        config={"keypoint_detector_config.keypoint_decoder_dim": 65, "intermediate_size": 160},
+        inputs={"pixel_values": normal(2, 3, 64, 64)},
     ),
     "lilt": Exception_(config={"hidden_size": 48}),
     "llama4_vision_model": Exception_(
