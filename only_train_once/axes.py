@@ -35,6 +35,7 @@ class Axes:
         attributes: (path of an int attribute) -> ids it counts.
         norms: norms whose statistics run over labelled ids.
         leaks: ids whose units receive a gradient at zero.
+        multiples: (ids, number): what leaves of these ids is a multiple of the number.
         unknown: operators without a rule and the modules they ran in.
     """
 
@@ -46,6 +47,7 @@ class Axes:
     attributes: dict[str, Ids]
     norms: list[NormSite]
     leaks: Ids
+    multiples: list[tuple[Ids, int]] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -66,17 +68,15 @@ def analyse(
         skip_operators: operators (``aten.add`` or ``add``) whose dims are to be frozen.
         skip_nodes: indices of nodes whose dims are to be frozen.
     """
-    c = Context(graph)
-    for use in graph.uses:
-        if use.position == graph.values[use.value].shape[use.dim]:
-            value = use.value
-            c.sizes.setdefault((value, use.dim), use.expr)
-            while value in c.producers and c.producers[value].name in ("aten.detach", "aten.alias", "aten.lift_fresh"):
-                value = c.producers[value].inputs[0]  # a factory function hands out a view of what it made
-                c.sizes.setdefault((value, use.dim), use.expr)
-    for node in graph.nodes:
-        names = (node.name, node.name.partition(".")[2])
-        _apply(c, node, skip=node.index in skip_nodes or any(name in skip_operators for name in names))
+    skip = (skip_operators, skip_nodes)
+    c = _read(graph, *skip, frozenset())
+    while c.breaks:  # what is divided by has to keep its values; known, other parameters may still make a unit 0
+        found = _walk(c, c.store.solve(), [(index, dim) for index, dim, _, _ in c.breaks], True)
+        if found <= c.never_zero:
+            break
+        c = _read(graph, *skip, c.never_zero | found)
+    for _, _, ids, text in c.breaks:
+        c.store.freeze(ids, text)
     _freeze_outputs(c, strict_outputs)
     _freeze_branches(c)
     statements = _statements(c)
@@ -87,6 +87,27 @@ def analyse(
 
 
 # ---------------------------------------------------------------- rules
+
+
+def _read(
+    graph: Graph,
+    skip_operators: Collection[str],
+    skip_nodes: Collection[int],
+    never_zero: frozenset[tuple[str, int]],
+) -> Context:
+    """Every rule says what it has to say."""
+    c = Context(graph, never_zero=never_zero)
+    for use in graph.uses:
+        if use.position == graph.values[use.value].shape[use.dim]:
+            value = use.value
+            c.sizes.setdefault((value, use.dim), use.expr)
+            while value in c.producers and c.producers[value].name in ("aten.detach", "aten.alias", "aten.lift_fresh"):
+                value = c.producers[value].inputs[0]  # a factory function hands out a view of what it made
+                c.sizes.setdefault((value, use.dim), use.expr)
+    for node in graph.nodes:
+        names = (node.name, node.name.partition(".")[2])
+        _apply(c, node, skip=node.index in skip_nodes or any(name in skip_operators for name in names))
+    return c
 
 
 def _apply(c: Context, node: Node, *, skip: bool) -> None:
@@ -114,6 +135,8 @@ def _apply(c: Context, node: Node, *, skip: bool) -> None:
         c.from_params |= {o for o in node.outputs if o is not None}
     for output in node.outputs:
         if output is not None and output not in c.labels:
+            if output in c.consumers or output in c.graph.outputs:
+                c.freeze_node(node, "nothing is known about this result")
             c.labels[output] = [None] * len(c.shape(output))
     _update_aliases(c, node)
 
@@ -196,7 +219,7 @@ def _statements(c: Context) -> list[tuple[SizeUse, Ids]]:
         by_place.setdefault((use.value, use.dim), []).append(use)
     own = [(use, label.ids) for use in c.graph.uses if (label := c.label(use.value, use.dim)) is not None]
     met = [(use, ids) for place, ids in c.met for use in by_place.get(place, [])]
-    return [(use, ids[: use.position]) for use, ids in (*own, *met)]
+    return [(use, ids[: use.position]) for use, ids in (*own, *met, *c.counted)]
 
 
 def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attribute, Ids]:
@@ -232,7 +255,10 @@ def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attr
         elif expr.kind == "dim":
             source = c.label(*expr.args)
             if source is not None and len(source) == len(ids):
-                c.store.equal(source.ids, ids)
+                if not np.array_equal(
+                    np.sort(source.ids), np.sort(ids)
+                ):  # of the same ids in any order there are as many
+                    c.store.equal(source.ids, ids)
             else:
                 c.store.freeze(ids, f"its size is that of a fixed dim by {use.where}")
         else:
@@ -399,12 +425,18 @@ def _collect(c: Context, solution: Solution, bound: dict[Attribute, Ids]) -> Axe
         if c.leaks
         else np.empty(0, dtype=np.int64)
     )
-    return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.unknown)
+    return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.store.multiples, c.unknown)
 
 
 def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
-    """Walk back from where a removed unit has to be zero, and from where weights read it, to the parameters."""
+    """The parameter dims that have to be zero for a removed unit to be zero where it must, and those that read it."""
+    return _walk(c, solution, c.demands, True), _walk(c, solution, c.consumed, False) - c.never_zero
+
+
+def _walk(c: Context, solution: Solution, starts: list[tuple[int, int]], needs_zero: bool) -> set[tuple[str, int]]:
+    """Walk back from dims of values to those of parameters: the ones that make these zero, or the weights they are."""
     known: dict[int, Ids] = {}  # id of an array of ids -> components; most labels share their array
+    component = solution.component[solution.of_id]
     stamp = np.full(int(solution.component.max(initial=-1)) + 1, -1)  # component -> the last visit that wanted it
     visit = 0
 
@@ -413,46 +445,38 @@ def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tu
         if label is None:
             return None
         if id(label.ids) not in known:
-            known[id(label.ids)] = np.unique(solution.component[solution.of_id[label.ids]])
+            found = component[label.ids]
+            known[id(label.ids)] = found[:1] if (found == found[0]).all() else found
         return known[id(label.ids)]
 
-    def walk(starts: list[tuple[int, int]], needs_zero: bool) -> set[tuple[int, int]]:
-        nonlocal visit
-        reached: set[tuple[int, int]] = set()
-        pending: dict[int, set[int]] = {}
-        for index, dim in starts:
-            pending.setdefault(index, set()).add(dim)
-            reached.add((index, dim))
-        for node in reversed(c.graph.nodes):
-            wanted: list[Ids] = []
-            for output in (*node.outputs, *(new for new, _ in node.updates)):
-                if output is not None:
-                    wanted += [found for d in pending.get(output, ()) if (found := classes(output, d)) is not None]
-            if not wanted:
+    reached: set[tuple[int, int]] = set()
+    pending: dict[int, set[int]] = {}
+    for index, dim in starts:
+        pending.setdefault(index, set()).add(dim)
+        reached.add((index, dim))
+    for node in reversed(c.graph.nodes):
+        wanted: list[Ids] = []
+        for output in (*node.outputs, *(new for new, _ in node.updates)):
+            if output is not None:
+                wanted += [found for d in pending.get(output, ()) if (found := classes(output, d)) is not None]
+        if not wanted:
+            continue
+        visit += 1
+        for target in wanted:
+            stamp[target] = visit
+        for index in dict.fromkeys((*node.inputs, *(old for _, old in node.updates))):
+            if not needs_zero and index not in c.from_params:
                 continue
-            visit += 1
-            for target in wanted:
-                stamp[target] = visit
-            for index in dict.fromkeys((*node.inputs, *(old for _, old in node.updates))):
-                if needs_zero and (node.index, index) in c.ignored:
+            for dim, label in enumerate(c.dims(index)):
+                if not isinstance(label, Label) or (needs_zero and not label.zero.any()):
                     continue
-                if not needs_zero and index not in c.from_params:
+                if (node.index, index, dim) in c.ignored:
                     continue
-                for dim, label in enumerate(c.dims(index)):
-                    if not isinstance(label, Label) or (needs_zero and not label.zero.any()):
-                        continue
-                    found = classes(index, dim)
-                    if found is not None and (stamp[found] == visit).any():
-                        pending.setdefault(index, set()).add(dim)
-                        reached.add((index, dim))
-        return reached
-
-    def named(places: set[tuple[int, int]]) -> set[tuple[str, int]]:
-        values = c.graph.values
-        return {
-            (values[i].name, d)
-            for i, d in places
-            if values[i].kind is ValueKind.PARAMETER and is_float(values[i].dtype)
-        }
-
-    return named(walk(c.demands, True)), named(walk(c.consumed, False))
+                found = classes(index, dim)
+                if found is not None and (stamp[found] == visit).any():
+                    pending.setdefault(index, set()).add(dim)
+                    reached.add((index, dim))
+    values = c.graph.values
+    return {
+        (values[i].name, d) for i, d in reached if values[i].kind is ValueKind.PARAMETER and is_float(values[i].dtype)
+    }

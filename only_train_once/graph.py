@@ -36,6 +36,7 @@ class Value:
     dtype: torch.dtype
     kind: ValueKind
     name: str = ""  # of a parameter, buffer or input; the first name of a tied tensor
+    strides: tuple[int, ...] = ()  # of its memory, in entries
 
     def __str__(self) -> str:
         return f"%{self.index}{':' + self.name if self.name else ''}{list(self.shape)}"
@@ -242,6 +243,7 @@ class Graph:
         attributes: int attributes (name -> value) of each module, by path.
         bases: class names in the method resolution order of each module, by path.
         uses, equal_parts, guards: what the model's code said about sizes.
+        counts: what it gave as the count of groups of a convolution or norm, by the value that the call made.
         calls: module calls in order.
         branches: data-dependent decisions.
         untrusted: values that a replay of the graph did not reproduce, with the reason.
@@ -261,6 +263,7 @@ class Graph:
     uses: tuple[SizeUse, ...] = ()
     equal_parts: tuple[EqualParts, ...] = ()
     guards: tuple[Guard, ...] = ()
+    counts: Mapping[int, SizeUse] = field(default_factory=dict)
     calls: tuple[ModuleCall, ...] = ()
     branches: tuple[Branch, ...] = ()
     untrusted: Mapping[int, str] = field(default_factory=dict)

@@ -31,6 +31,7 @@ from .axes import Axes, analyse
 from .errors import ConfigurationError
 from .graph import Graph, ValueKind
 from .labels import Kind, Solution, kinds_of
+from .multiples import leave_in_multiples
 
 
 class Role(str, Enum):
@@ -97,6 +98,7 @@ class PruningGroup:
         slices: where the units live.
         prunable: whether units may be removed.
         reason: why not, when not prunable: names module and operator.
+        multiple: units leave in multiples of this, because an operator wants rows of such a length.
     """
 
     name: str
@@ -104,13 +106,23 @@ class PruningGroup:
     slices: tuple[ParamSlice, ...]
     prunable: bool = True
     reason: str | None = None
+    multiple: int = 1
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = {s.index.shape[0] for s in self.slices}
         if len(sizes) != 1:
             raise ValueError(f"group {self.name!r}: slices disagree on the number of units: {sorted(sizes)}")
+        if self.multiple < 1:
+            raise ValueError(
+                f"group {self.name!r}: units leave in multiples of {self.multiple}; the rule is at least 1"
+            )
         object.__setattr__(self, "size", sizes.pop())
+
+    @property
+    def most(self) -> int:
+        """The largest number of units that may leave: one stays."""
+        return (self.size - 1) // self.multiple * self.multiple
 
     def with_role(self, *roles: Role) -> tuple[ParamSlice, ...]:
         """The slices that have one of ``roles``."""
@@ -129,7 +141,8 @@ class PruningGroup:
     def __str__(self) -> str:
         where = ", ".join(f"{s.param}[{s.dim}]" for s in self.slices if s.role.is_tensor)
         frozen = "" if self.prunable else f" [frozen: {self.reason}]"
-        return f"{self.name}: {self.size} units ({self.kind.value}) in {where}{frozen}"
+        multiple = f", in multiples of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.name}: {self.size} units ({self.kind.value}{multiple}) in {where}{frozen}"
 
 
 class GroupList(Sequence[PruningGroup]):
@@ -246,22 +259,21 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     kind = _kinds(solution)
 
     # (unit, place, position) for everything a unit removes
-    units_at, places_at, positions_at = [], [], []
-    for number, (_, _, _, ids) in enumerate(places):
-        removed, at_position = solution.removed_by(ids)
-        keep = free[removed]
-        units_at.append(removed[keep])
-        positions_at.append(at_position[keep])
-        places_at.append(np.full(int(keep.sum()), number))
-    if not sum(map(len, units_at)):
+    sizes = [len(ids) for _, _, _, ids in places]
+    removed, entries = solution.removed_by(np.concatenate([ids for _, _, _, ids in places] or [np.empty(0, np.int64)]))
+    keep = free[removed]
+    if not keep.any():
         return []
-    units, at, positions = np.concatenate(units_at), np.concatenate(places_at), np.concatenate(positions_at)
-    order = np.lexsort((positions, at, units))
+    units, entries = removed[keep], entries[keep]
+    at = np.repeat(np.arange(len(places)), sizes)[entries]
+    positions = entries - np.repeat(np.cumsum(sizes) - sizes, sizes)[entries]
+    order = np.argsort(units, kind="stable")  # places and positions are in order already
     units, at, positions = units[order], at[order], positions[order]
     starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
     lengths = np.diff(np.r_[starts, len(units)])
     first_units = units[starts]
     alike = _alike(at, starts, lengths, kind[first_units], leaking[first_units], _factor_axes(solution)[first_units])
+    multiples = leave_in_multiples(solution, axes.multiples, [first_units[members] for members in alike])
     groups: list[tuple[tuple[int, int], PruningGroup]] = []
     names: dict[str, int] = {}
     firsts = [members[np.argmin(positions[starts[members]])] for members in alike]
@@ -291,10 +303,22 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
         name = _group_name(axes.graph, slices, list(Kind)[kind[unit]])
         names[name] = names.get(name, 0) + 1
         name = name if names[name] == 1 else f"{name}#{names[name]}"
-        alone = None if len(members) > 1 else "is a single unit, and one unit has to stay"
-        group = PruningGroup(name, list(Kind)[kind[unit]], tuple(slices), alone is None, alone)
+        multiple = multiples[number]
+        why = _all_stay(len(members), multiple)
+        group = PruningGroup(name, list(Kind)[kind[unit]], tuple(slices), why is None, why, multiple or 1)
         groups.append(((int(at[start]), int(positions[start])), group))
     return [group for _, group in groups]
+
+
+def _all_stay(size: int, multiple: int | None) -> str | None:
+    """Why no number of units of a group may leave, if so."""
+    if multiple is None:
+        return "its units lie unevenly in rows whose length has to be a multiple of a number"
+    if size == 1:
+        return "is a single unit, and one unit has to stay"
+    if size <= multiple:
+        return f"units leave in multiples of {multiple}, there are {size}, and one unit has to stay"
+    return None
 
 
 def _alike(
@@ -338,13 +362,21 @@ def _factor_axes(solution: Solution) -> NDArray[np.int64]:
     return axes
 
 
+_SUFFIX = {
+    Kind.CHANNEL: "",
+    Kind.HEAD: ":heads",
+    Kind.HEAD_DIM: ":head_dim",
+    Kind.EXPERT: ":experts",
+    Kind.WIDTH: ":width",
+}
+
+
 def _group_name(graph: Graph, slices: Sequence[ParamSlice], kind: Kind) -> str:
     """The module that produces the units: the owner of the first tensor that has to be zero."""
     first = next(s for s in slices if s.role is Role.ZERO)
     owner = first.param.rpartition(".")[0] or first.param
     owner = owner.removesuffix(".parametrizations.weight")
-    suffix = {Kind.CHANNEL: "", Kind.HEAD: ":heads", Kind.HEAD_DIM: ":head_dim", Kind.WIDTH: ":width"}[kind]
-    return f"{owner}{suffix}"
+    return f"{owner}{_SUFFIX[kind]}"
 
 
 def _frozen_groups(axes: Axes) -> list[PruningGroup]:
@@ -365,7 +397,7 @@ def _frozen_groups(axes: Axes) -> list[PruningGroup]:
     groups: list[PruningGroup] = []
     names: dict[str, int] = {}
     for (key, slices), kind in zip(found.items(), kind_of.values(), strict=True):
-        made = [s for s in slices if s.role is Role.ZERO or (s.role is Role.FOLLOW and s.dim == 0)]
+        made = [s for s in slices if s.role is Role.ZERO or (s.role is Role.FOLLOW and _makes(axes.graph, s))]
         if not made:
             continue  # only read, or inside of a kernel: no layer of this network makes the axis
         first = made[0]
@@ -375,3 +407,8 @@ def _frozen_groups(axes: Axes) -> list[PruningGroup]:
         text = solution.reasons[key[1]] if key[1] >= 0 else "is fixed"
         groups.append(PruningGroup(label, kind, tuple(slices), False, text))
     return groups
+
+
+def _makes(graph: Graph, s: ParamSlice) -> bool:
+    """Whether a layer could make the axis with this dim: the last dims of a larger weight are those of a kernel."""
+    return s.dim == 0 or len(graph.values[graph.tensors[s.param]].shape) <= 2

@@ -21,7 +21,10 @@ from .errors import ConfigurationError, OTOError, SurgeryError
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
 
-_LOW = (torch.float16, torch.bfloat16, torch.float32)
+_WIDE = {
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64),
+    **dict.fromkeys((torch.complex32, torch.complex64), torch.complex128),
+}
 
 
 def validate_inputs(inputs: object) -> None:
@@ -238,9 +241,9 @@ _IN_FLOAT64: dict[Any, Callable[..., Any]] = {
 def _widen(value: Any, tensors: bool) -> Any:
     def widen(leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype):
-            return torch.float64 if leaf in _LOW else leaf
-        if tensors and isinstance(leaf, Tensor) and leaf.dtype in _LOW:
-            return leaf.double()
+            return _WIDE.get(leaf, leaf)
+        if tensors and isinstance(leaf, Tensor) and leaf.dtype in _WIDE:
+            return leaf.to(_WIDE[leaf.dtype])
         return leaf
 
     return tree_map(widen, value)

@@ -11,7 +11,8 @@ slicing, chunks and shuffles are then the same array operation on the ids. Two c
 Equalities become classes (connected components). Products over classes are then simplified until nothing
 changes: a factor that is frozen drops out and the entries along it become equal; a product with one factor left is an
 equality; equal factors make equal products and the other way round; of two factorizations of the same entries the
-one that nests in the other is expressed by it, and where none does both are frozen. Every step only adds
+one that nests in the other is expressed by it, and where none does both are frozen; places of a factor that hold the
+same entries become equal. Every step only adds
 constraints. At the end a unit that would take an entry out of a product without one of its factors is frozen.
 What is left are free classes (the units) and product entries, which leave with any of their factors.
 """
@@ -19,7 +20,7 @@ What is left are free classes (the units) and product entries, which leave with 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -38,6 +39,7 @@ class Kind(str, Enum):
     CHANNEL = "channel"  # a channel of a convolution, a neuron of a linear layer
     HEAD = "head"  # an attention head (with its query heads, if keys and values are shared)
     HEAD_DIM = "head_dim"  # one position inside every head
+    EXPERT = "expert"  # one of several weight matrices that work side by side
     WIDTH = "width"  # a channel of a residual stream that a layer, group or RMS norm averages over
 
 
@@ -46,6 +48,7 @@ class Mark(str, Enum):
 
     HEAD = "head"
     HEAD_DIM = "head_dim"
+    EXPERT = "expert"
     NORMALIZED = "normalized"  # a norm averages over them
     STREAM = "stream"  # two activations are added
 
@@ -133,11 +136,14 @@ class Solution:
 def kinds_of(solution: Solution) -> dict[Kind, Flags]:
     """For each kind (units,) whether a unit is that; a unit may be several, the last of `Kind` counts.
 
-    A unit that takes part of a normalized stream with it is of that stream, whatever else it is.
+    A unit that takes part of a normalized stream with it is of that stream, whatever else it is. Experts are mixed by
+    a product that looks like the one over the positions of a head; heads may have a matrix each.
     """
+    expert = solution.marks[Mark.EXPERT] & ~solution.marks[Mark.HEAD]
     of_class = {
         Kind.HEAD: solution.marks[Mark.HEAD],
-        Kind.HEAD_DIM: solution.marks[Mark.HEAD_DIM],
+        Kind.HEAD_DIM: solution.marks[Mark.HEAD_DIM] & ~expert,
+        Kind.EXPERT: expert,
         Kind.WIDTH: solution.marks[Mark.NORMALIZED] & solution.marks[Mark.STREAM],
     }
     width = np.zeros(len(solution.frozen), dtype=bool)
@@ -156,9 +162,12 @@ class LabelStore:
     reasons: list[str] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     marks: list[tuple[Ids, Mark]] = field(default_factory=list)
+    multiples: list[tuple[Ids, int]] = field(default_factory=list)
     _splits: dict[tuple[bytes, tuple[int, ...]], list[Ids | None]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], Ids] = field(default_factory=dict)
+    _grids: dict[tuple[bytes, ...], Product] = field(default_factory=dict)  # sorted factors -> a product of them
     _reason_index: dict[str, int] = field(default_factory=dict)
+    _solved: _Solved = field(default_factory=lambda: _Solved())
 
     def fresh(self, size: int, zero: bool) -> Label:
         """A label of ids nobody has."""
@@ -175,14 +184,15 @@ class LabelStore:
         """These ids have to stay."""
         if len(ids) == 0:
             return
-        index = self._reason_index.setdefault(reason, len(self.reasons))
-        if index == len(self.reasons):
-            self.reasons.append(reason)
-        self.freezes.append((ids, index))
+        self.freezes.append((ids, self._reason(reason)))
 
     def mark(self, ids: Ids, mark: Mark) -> None:
         """Note something about ids."""
         self.marks.append((ids, mark))
+
+    def multiple(self, ids: Ids, of: int) -> None:
+        """What leaves of these ids is a multiple of ``of``."""
+        self.multiples.append((ids, of))
 
     def split(self, label: Label, sizes: Sequence[int]) -> list[Label | None]:
         """The labels of the dims that one dim is split into, row-major."""
@@ -190,20 +200,27 @@ class LabelStore:
         grid = label.ids.reshape(sizes)
         factors = self._splits.get(key)
         if factors is None:
-            varies = [size > 1 and not (grid == grid.take([0], axis=a)).all() for a, size in enumerate(sizes)]
-            if sum(varies) <= 1:
-                factors = [self._along(grid, a) if v else None for a, v in enumerate(varies)]
-            else:
-                factors = [self.fresh(size, True).ids if v else None for size, v in zip(sizes, varies, strict=True)]
-                corner = tuple(slice(None) if v else 0 for v in varies)
-                self._product(grid[corner], [f for f in factors if f is not None])
-            self._splits[key] = factors
+            factors = self._splits[key] = self._factors(grid)
         zero = label.zero.reshape(sizes)
         result: list[Label | None] = []
         for axis, factor in enumerate(factors):
             others = tuple(a for a in range(len(sizes)) if a != axis)
             result.append(None if factor is None else Label(factor, np.asarray(zero.all(axis=others))))
         return result
+
+    def _factors(self, grid: Ids) -> list[Ids | None]:
+        """The ids of each dim of a grid that nobody has split yet; None along which all is the same."""
+        firsts, places = zip(*(_rows_once(grid, axis) for axis in range(grid.ndim)), strict=True)
+        core = grid[np.ix_(*firsts)]
+        if core.shape != grid.shape:  # rows that are there twice (heads, once for every image) leave together
+            once = self.split(Label(core.reshape(-1), np.ones(core.size, dtype=bool)), core.shape)
+            return [None if f is None else f.ids[p] for f, p in zip(once, places, strict=True)]
+        varies = [size > 1 for size in grid.shape]
+        if sum(varies) <= 1:
+            return [self._along(grid, a) if v else None for a, v in enumerate(varies)]
+        factors = [self.fresh(size, True).ids if v else None for size, v in zip(grid.shape, varies, strict=True)]
+        self._product(grid.squeeze(), [f for f in factors if f is not None])
+        return factors
 
     def merge(self, labels: Sequence[Label | None], sizes: Sequence[int]) -> Label | None:
         """The label of the dim that several dims are merged into, row-major."""
@@ -222,13 +239,18 @@ class LabelStore:
         if len(labelled) == 1:
             return Label(np.ascontiguousarray(grids[0]).reshape(-1), zero.reshape(-1))
         factors = [label.ids for label in labels if label is not None]
-        key = tuple(f.tobytes() for f in factors)
+        # a factor that repeats its ids (heads, once for every image) makes the same entries again
+        once, places = zip(*map(_once, factors), strict=True)
+        key = tuple(f.tobytes() for f in once)
         ids = self._merges.get(key)
-        core = [sizes[a] for a in labelled]
         if ids is None:
-            ids = self.fresh(math.prod(core), True).ids
-            self._product(ids.reshape(core), factors)
+            shape = [len(f) for f in once]
+            ids = self._transposed(list(once))
+            if ids is None:
+                ids = self.fresh(math.prod(shape), True).ids
+            self._product(ids.reshape(shape), list(once))  # in this order too, for products are compared as they lie
             self._merges[key] = ids
+        ids = ids.reshape([len(f) for f in once])[np.ix_(*places)].reshape(-1)
         shape = [sizes[a] if a in labelled else 1 for a in range(len(sizes))]
         full = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), tuple(sizes))).reshape(-1)
         by_axis = dict(zip(labelled, factors, strict=True))
@@ -237,8 +259,18 @@ class LabelStore:
 
     def _product(self, out: Ids, factors: list[Ids]) -> None:
         self.products.append(Product(out, factors))
+        self._grids.setdefault(tuple(sorted(f.tobytes() for f in factors)), self.products[-1])
         # remember the split, so that taking apart what was put together gives the same ids back
         self._splits.setdefault((np.ascontiguousarray(out).tobytes(), out.shape), list(factors))
+
+    def _transposed(self, factors: list[Ids]) -> Ids | None:
+        """The entries of a product of the same factors in another order (a shuffle): they are the same entries."""
+        key = [f.tobytes() for f in factors]
+        known = self._grids.get(tuple(sorted(key)))
+        if known is None or len(set(key)) != len(key):
+            return None
+        order = [f.tobytes() for f in known.factors]
+        return np.ascontiguousarray(known.out.transpose([order.index(k) for k in key])).reshape(-1)
 
     @staticmethod
     def _along(grid: Ids, axis: int) -> Ids:
@@ -248,54 +280,129 @@ class LabelStore:
     # ------------------------------------------------------------ solving, see [Note: solving]
 
     def solve(self) -> Solution:
-        """Classes, what is frozen and why, and which units take which classes with them."""
-        of_id = np.arange(self.count, dtype=np.int64)
-        edges = [(np.asarray(a).reshape(-1), np.asarray(b).reshape(-1)) for a, b in self.edges]
-        frozen_ids = np.zeros(self.count, dtype=bool)
-        reason_ids = np.full(self.count, -1, dtype=np.int64)
-        for ids, index in self.freezes:
-            new = ids[~frozen_ids[ids]]
-            frozen_ids[new] = True
-            reason_ids[new] = index
-        products = [Product(p.out, list(p.factors)) for p in self.products]
-        classes = self.count
-        reasons = list(self.reasons)
+        """Classes, what is frozen and why, and which units take which classes with them.
+
+        Goes on from where the last call stopped: constraints only ever add up, see [Note: solving].
+        """
+        self._solved = known = self._read(self._solved)
         while True:
-            if edges:
-                a = np.concatenate([e[0] for e in edges])
-                b = np.concatenate([e[1] for e in edges])
-                graph = sparse.coo_matrix((np.ones(len(a), dtype=bool), (a, b)), shape=(classes, classes))
-                new_count, step = connected_components(graph, directed=False)
-                if new_count < classes:
-                    step = step.astype(np.int64)
-                    of_id = step[of_id]
-                    frozen, reason = np.zeros(new_count, dtype=bool), np.full(new_count, -1, dtype=np.int64)
-                    frozen[step[frozen_ids]] = True
-                    where = np.flatnonzero(frozen_ids)[::-1]  # the first reason is written last
-                    reason[step[where]] = reason_ids[where]
-                    frozen_ids, reason_ids, classes = frozen, reason, new_count
-                    for p in products:
-                        p.out = step[p.out]
-                        p.factors = [step[f] for f in p.factors]
-                edges = []
-            products, edges, changed = _simplify(products, frozen_ids, reason_ids, reasons)
-            if edges or changed:
+            if known.edges:
+                known.join()
+            known.products, known.edges, changed = _simplify(known.products, known.frozen, known.reason, self._reason)
+            if known.edges or changed:
                 continue
-            members, component = _closure(products, classes)
-            stray = _stray(products, members)
-            stray = stray[~frozen_ids[stray]]
+            members, component = _closure(known.products, known.classes)
+            stray = _stray(known.products, members)
+            stray = stray[~known.frozen[stray]]
             if not len(stray):
                 break
-            frozen_ids[stray] = True
-            reason_ids[stray] = _reason(reasons, "is part of two dims that are merged in different ways")
-        marks = {mark: np.zeros(classes, dtype=bool) for mark in Mark}
+            known.frozen[stray] = True
+            known.reason[stray] = self._reason("is part of two dims that are merged in different ways")
+        marks = {mark: np.zeros(known.classes, dtype=bool) for mark in Mark}
         for ids, mark in self.marks:
-            marks[mark][of_id[ids]] = True
-        return Solution(of_id, frozen_ids, reason_ids, reasons, products, marks, members, component)
+            marks[mark][known.of_id[ids]] = True
+        products = [Product(p.out, list(p.factors)) for p in known.products]
+        return Solution(
+            known.of_id, known.frozen.copy(), known.reason.copy(), self.reasons, products, marks, members, component
+        )
+
+    def _read(self, known: _Solved) -> _Solved:
+        """Take in what was said since the last call."""
+        fresh = self.count - len(known.of_id)
+        of_id = np.concatenate([known.of_id, np.arange(known.classes, known.classes + fresh, dtype=np.int64)])
+        frozen = np.concatenate([known.frozen, np.zeros(fresh, dtype=bool)])
+        reason = np.concatenate([known.reason, np.full(fresh, -1, dtype=np.int64)])
+        for ids, index in self.freezes[known.read[0] :]:
+            classes = of_id[ids]
+            new = classes[~frozen[classes]]
+            frozen[new] = True
+            reason[new] = index
+        edges = [
+            (of_id[np.asarray(a).reshape(-1)], of_id[np.asarray(b).reshape(-1)]) for a, b in self.edges[known.read[1] :]
+        ]
+        products = [Product(of_id[p.out], [of_id[f] for f in p.factors]) for p in self.products[known.read[2] :]]
+        return _Solved(
+            of_id,
+            frozen,
+            reason,
+            [*known.products, *products],
+            edges,
+            (len(self.freezes), len(self.edges), len(self.products)),
+        )
+
+    def _reason(self, text: str) -> int:
+        """The index of a reason."""
+        index = self._reason_index.setdefault(text, len(self.reasons))
+        if index == len(self.reasons):
+            self.reasons.append(text)
+        return index
+
+
+@dataclass
+class _Solved:
+    """How far `LabelStore.solve` has come.
+
+    Attributes:
+        of_id: (ids,) class of each id.
+        frozen, reason: (classes,) as in `Solution`.
+        products: what is left of them, over classes.
+        edges: classes still to be joined.
+        read: how many freezes, edges and products of the store are in here.
+    """
+
+    of_id: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    frozen: Flags = field(default_factory=lambda: np.empty(0, dtype=bool))
+    reason: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    products: list[Product] = field(default_factory=list)
+    edges: list[tuple[Ids, Ids]] = field(default_factory=list)
+    read: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def classes(self) -> int:
+        return len(self.frozen)
+
+    def join(self) -> None:
+        """Make one class of those that edges connect; the first reason of its parts is its reason."""
+        a = np.concatenate([e[0] for e in self.edges])
+        b = np.concatenate([e[1] for e in self.edges])
+        self.edges = []
+        graph = sparse.coo_matrix((np.ones(len(a), dtype=bool), (a, b)), shape=(self.classes, self.classes))
+        count, step = connected_components(graph, directed=False)
+        if count == self.classes:
+            return
+        step = step.astype(np.int64)
+        self.of_id = step[self.of_id]
+        frozen, reason = np.zeros(count, dtype=bool), np.full(count, -1, dtype=np.int64)
+        frozen[step[self.frozen]] = True
+        where = np.flatnonzero(self.frozen)[::-1]  # the first reason is written last
+        reason[step[where]] = self.reason[where]
+        self.frozen, self.reason = frozen, reason
+        for p in self.products:
+            p.out = step[p.out]
+            p.factors = [step[f] for f in p.factors]
+
+
+def _rows_once(grid: Ids, axis: int) -> tuple[Ids, Ids]:
+    """Where each row along ``axis`` is first, and which of these every row is."""
+    every = np.arange(grid.shape[axis])
+    rows = np.moveaxis(grid, axis, 0).reshape(len(every), -1)
+    if len(np.unique(rows[:, 0])) == len(every):
+        return every, every
+    _, first, places = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[places.reshape(-1)]
+
+
+def _once(ids: Ids) -> tuple[Ids, Ids]:
+    """Each id once, in order of appearance, and where in that every place finds its own."""
+    first, places = _rows_once(ids, 0)
+    return (ids, places) if len(first) == len(ids) else (ids[first], places)
 
 
 def _simplify(
-    products: list[Product], frozen: Flags, reason: Ids, reasons: list[str]
+    products: list[Product], frozen: Flags, reason: Ids, number: Callable[[str], int]
 ) -> tuple[list[Product], list[tuple[Ids, Ids]], bool]:
     """One round over the products; freezes in place, returns the products left and new equalities."""
     edges: list[tuple[Ids, Ids]] = []
@@ -331,7 +438,7 @@ def _simplify(
                 p.out = first_entry.squeeze(axis)
                 del p.factors[axis]
         if not p.factors:
-            changed |= freeze(p.out.reshape(-1), np.asarray(_reason(reasons, "every factor of this dim is fixed")))
+            changed |= freeze(p.out.reshape(-1), np.asarray(number("every factor of this dim is fixed")))
             continue
         if len(p.factors) == 1:
             edges.append((p.out.reshape(-1), p.factors[0]))
@@ -339,10 +446,11 @@ def _simplify(
         # an entry that is its own factor: the other factors can never go alone
         for axis, factor in enumerate(p.factors):
             if np.isin(factor, p.out).any():
-                why = np.asarray(_reason(reasons, "a merged dim is tied to one of its own factors"))
+                why = np.asarray(number("a merged dim is tied to one of its own factors"))
                 for other, f in enumerate(p.factors):
                     if other != axis:
                         changed |= freeze(f, why)
+        edges += _alike(p)
         key = tuple(f.tobytes() for f in p.factors)
         twin = by_factors.get(key)
         if twin is not None:
@@ -360,7 +468,7 @@ def _simplify(
             parts = _refine(coarse, fine, edges)
             if parts is None:
                 text = f"one dim is read as {list(rival.out.shape)} and as {list(p.out.shape)}"
-                changed |= freeze(p.out.reshape(-1), np.asarray(_reason(reasons, text)))
+                changed |= freeze(p.out.reshape(-1), np.asarray(number(text)))
                 kept.append(p)
                 continue
             changed = True
@@ -376,10 +484,20 @@ def _simplify(
     return kept, edges, changed
 
 
-def _reason(reasons: list[str], text: str) -> int:
-    if text not in reasons:
-        reasons.append(text)
-    return reasons.index(text)
+def _alike(product: Product) -> list[tuple[Ids, Ids]]:
+    """Equalities between the places of a factor that hold the same entries (a repeated dim, read another way)."""
+    out = product.out
+    edges: list[tuple[Ids, Ids]] = []
+    entries = np.sort(out, axis=None)
+    if (entries[1:] != entries[:-1]).all():
+        return edges
+    for axis, factor in enumerate(product.factors):
+        rows = np.moveaxis(out, axis, 0).reshape(len(factor), -1)
+        _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        same = factor[first[group.reshape(-1)]]
+        if len(first) > 1 and not np.array_equal(factor, same):  # one row for all is no row to take out
+            edges.append((factor, same))
+    return edges
 
 
 def _cuts(shape: Sequence[int]) -> list[int]:

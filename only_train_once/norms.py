@@ -131,6 +131,39 @@ class FullWidthRMSNorm(nn.RMSNorm):
         return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}, offset={self.offset}"
 
 
+class FullWidthGatedRMSNorm(FullWidthRMSNorm):
+    """A RMS norm that is multiplied by ``silu(gate)``, as state-space models and linear attention have it.
+
+    Attributes:
+        gate_first: whether the norm is taken of the gated input, or gated itself.
+    """
+
+    gate_first: bool
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        full_width: int,
+        dim: int = -1,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        offset: int = 0,
+        gate_first: bool = False,
+    ) -> None:
+        super().__init__(normalized_shape, full_width, dim, eps, elementwise_affine, offset)
+        self.gate_first = gate_first
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        if gate is None:
+            return super().forward(x)
+        factor = nn.functional.silu(_widen(gate))
+        out = super().forward(_widen(x) * factor) if self.gate_first else super().forward(_widen(x)) * factor
+        return out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gate_first={self.gate_first}"
+
+
 class FullWidthGroupNorm(nn.GroupNorm):
     """A group norm that lost the same number of channels in every norm group, see [Note: full width].
 

@@ -27,11 +27,11 @@ from .groups import GroupList, PruningGroup, Role, find_groups
 from .inputs import cast_inputs
 from .masking import regions
 from .optim import attach as attach_method
-from .optim.hesso import build_hesso
+from .optim import build
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
-from .surgery import construct_subnet, zero_units
+from .surgery import construct_subnet, staying_at_zero, whole_multiples, zero_units
 from .trace import trace
 from .verify import Verification, verify_subnet
 from .visualize import draw_groups
@@ -349,7 +349,7 @@ class OTO:
         importance_score_criteria: Any = "default",
         **optimizer_kwargs: Any,
     ) -> torch.optim.Optimizer:
-        """A torch optimizer for the whole model with HESSO attached; see :func:`optim.hesso.build_hesso`.
+        """A torch optimizer for the whole model with HESSO attached; see :class:`optim.Hesso` and :func:`optim.build`.
 
         ``device`` is accepted for scripts of earlier generations and not needed: tensors stay where they are.
         """
@@ -359,7 +359,8 @@ class OTO:
                 "or more, for example pruning_steps=1000, pruning_periods=10",
                 start_pruning_step,
             )
-        return build_hesso(
+        return build(
+            "hesso",
             self._named_tensors(),
             self.groups,
             variant=variant,
@@ -387,8 +388,8 @@ class OTO:
         """Set random units of every prunable group to zero, **in the model that was given**; for trying things out.
 
         Args:
-            target_group_sparsity: share of each group's units, rounded down; a random share per group if None. At
-                least one unit of a group stays.
+            target_group_sparsity: share of each group's units, rounded down to what may leave; a random share per
+                group if None. At least one unit of a group stays.
             seed: of the choice; None draws from torch's global generator.
         """
         share = target_group_sparsity
@@ -401,7 +402,7 @@ class OTO:
         chosen = {}
         for group in self.groups.prunable:
             drawn = float(torch.rand((), generator=generator)) if share is None else float(share)
-            count = min(units_for(group.size, drawn), group.size - 1)
+            count = min(units_for(group.size, drawn) // group.multiple * group.multiple, group.most)
             chosen[group.name] = torch.randperm(group.size, generator=generator)[:count].numpy()
         tensors = self._named_tensors()
         with torch.no_grad():
@@ -473,7 +474,14 @@ class OTO:
         return self.construct_subnet(out_dir, **options)
 
     def _build(self, verify: bool) -> Subnet:
-        removed: dict[str, list[int]] = {n: [int(u) for u in units] for n, units in self._zero_units().items()}
+        zero = self._zero_units()
+        leaving = {name: whole_multiples(self.groups[name], units) for name, units in zero.items()}
+        notes = tuple(
+            staying_at_zero(self.groups[name], len(zero[name]), len(units))
+            for name, units in leaving.items()
+            if len(units) < len(zero[name])
+        )
+        removed: dict[str, list[int]] = {name: units.tolist() for name, units in leaving.items()}
         attempt = _Attempt(self.model, self.groups, self._inputs_now(), removed, verify, self.strict_out_nodes)
         wanted = [name for name, units in removed.items() if units]
         kept, excluded = attempt.largest_exact(wanted, [])
@@ -493,9 +501,8 @@ class OTO:
         )
         for name in excluded:
             logger.warning("group %s stays in the subnet: %s", name, attempt.reasons[name])
-        return Subnet(
-            model, replace(report, excluded={n: attempt.reasons[n] for n in excluded}, **verification), record
-        )
+        report = replace(report, excluded={n: attempt.reasons[n] for n in excluded}, notes=notes, **verification)
+        return Subnet(model, report, record)
 
     def _inputs_now(self) -> Any:
         """The example inputs, cast along when the model was (``model.half()`` after training)."""

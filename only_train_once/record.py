@@ -24,7 +24,15 @@ RECORD_FORMAT = 1
 ATTRIBUTE_PATH = re.compile(
     r"(?:(?P<path>[^\s.\[\]]+(?:\.[^\s.\[\]]+)*)\.)?(?P<name>[A-Za-z_]\w*)(?:\[(?P<place>\d+)\])?"
 )
-NORM_KINDS = ("layer", "rms", "rescale", "group", "whole groups")  # see `surgery._NORM_CHANGES`
+NORM_KINDS = (
+    "layer",
+    "rms",
+    "gated rms",
+    "rms of gated",
+    "rescale",
+    "group",
+    "whole groups",
+)  # see `surgery._NORM_CHANGES`
 _LARGEST = 2**53  # sizes beyond it are no sizes; JSON readers would also round them
 
 

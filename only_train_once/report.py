@@ -55,6 +55,7 @@ class GroupOutcome:
         size: units in the full model.
         removed: how many of them are gone.
         reason: why none could go, if so.
+        multiple: units leave in multiples of this.
     """
 
     name: str
@@ -62,6 +63,7 @@ class GroupOutcome:
     size: int
     removed: int
     reason: str | None = None
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -242,8 +244,12 @@ def groups_table(groups: Sequence[PruningGroup]) -> Table:
         cuts = "\n".join(str(s) for s in group.slices)
         reason, free = group.reason or "", way_out(group.reason)
         text = Text(f"{reason}\nto free it: {free}" if free else reason)
-        table.add_row(Text(group.name), group.kind.value, str(group.size), Text(cuts), text)
+        table.add_row(Text(group.name), group.kind.value, _units(group), Text(cuts), text)
     return table
+
+
+def _units(group: PruningGroup) -> str:
+    return f"{group.size} (by {group.multiple})" if group.multiple > 1 else str(group.size)
 
 
 def explanation(groups: Sequence[PruningGroup], shapes: Mapping[str, Sequence[int]]) -> Group:
@@ -256,7 +262,7 @@ def explanation(groups: Sequence[PruningGroup], shapes: Mapping[str, Sequence[in
             free.add_row(
                 Text(group.name),
                 group.kind.value,
-                str(group.size),
+                _units(group),
                 Text("\n".join([*cuts[: 4 if more else None], *more])),
             )
     stays = Table("stays", "parameters", "because", "what would free it", title_justify="left")
@@ -305,7 +311,14 @@ def build_report(
         flops_after=None if flops_after is None else flops_after.total,
         layers=layers,
         groups=tuple(
-            GroupOutcome(g.name, g.kind.value, g.size, len(removed.get(g.name, ())), None if g.prunable else g.reason)
+            GroupOutcome(
+                g.name,
+                g.kind.value,
+                g.size,
+                len(removed.get(g.name, ())),
+                None if g.prunable else g.reason,
+                g.multiple,
+            )
             for g in groups
         ),
     )

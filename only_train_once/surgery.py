@@ -12,6 +12,7 @@ read back from the cut tensors (`_SIZES`).
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from . import masking
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
 from .inputs import copy_module, in_float64
-from .norms import FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
+from .norms import FullWidthGatedRMSNorm, FullWidthGroupNorm, FullWidthLayerNorm, FullWidthRMSNorm
 from .record import (
     ATTRIBUTE_PATH,
     AttributeChange,
@@ -72,7 +73,9 @@ def construct_subnet(
 
     Raises:
         ConfigurationError: ``removed`` names a group or a unit that does not exist.
-        SurgeryError: the groups do not fit the model, or a norm cannot be told the full width.
+        SurgeryError: the groups do not fit the model, a norm cannot be told the full width, or ``removed`` names a
+            number of units that cannot leave together (`PruningGroup.multiple`); of units found at zero, those that
+            are too many stay, with a warning.
     """
     with torch.inference_mode(False):  # or the subnet could never be trained
         record = plan(model, groups, removed, fold_norms=fold_norms)
@@ -97,6 +100,7 @@ def apply_record(record: SurgeryRecord, model: nn.Module) -> nn.Module:
         _change_norm(model.get_submodule(path), norm)
     for module in dict.fromkeys(touched):
         _read_sizes_back(module)
+    _leave_fused_layers(model)
     return model
 
 
@@ -165,6 +169,10 @@ def plan(
     wanted: Mapping[str, Sequence[int] | NDArray[np.int64]]
     wanted = zero_units(model, by_name.values()) if removed is None else removed
     units = {name: _chosen(by_name, name, chosen) for name, chosen in wanted.items()}
+    if removed is None:
+        units = {name: whole_multiples(by_name[name], chosen) for name, chosen in units.items()}
+    for name, chosen in units.items():
+        _check_multiple(by_name[name], len(chosen))
     units = {name: chosen for name, chosen in units.items() if len(chosen)}
 
     gone = _removed_positions(by_name, units, first)
@@ -172,8 +180,9 @@ def plan(
         # Groups that overlap on a dim can empty it together though each keeps a unit.
         role, name, dim = empty[0]
         culprit = next(n for n in units if any(_key(s, first) == empty[0] for s in by_name[n].slices))
-        logger.warning("%s: unit %d stays, or %s[%d] would be empty", culprit, units[culprit][0], name, dim)
-        units[culprit] = units[culprit][1:]
+        staying = _staying(units[culprit][: by_name[culprit].multiple])
+        logger.warning("%s: %s, or %s[%d] would be empty", culprit, staying, name, dim)
+        units[culprit] = units[culprit][by_name[culprit].multiple :]
         units = {n: chosen for n, chosen in units.items() if len(chosen)}
         gone = _removed_positions(by_name, units, first)
 
@@ -241,9 +250,39 @@ def _chosen(
     if len(units) and not group.prunable:
         raise SurgeryError(f"group {name!r} is frozen ({group.reason}), no unit of it can be removed")
     if len(units) == group.size and group.size:
-        logger.warning("%s: all %d units are to be removed; unit %d stays", name, group.size, units[0])
-        return units[1:]
+        staying = units[: group.size - group.most]
+        logger.warning("%s: all %d units are to be removed; %s", name, group.size, _staying(staying))
+        return units[len(staying) :]
     return units
+
+
+def _staying(units: NDArray[np.int64]) -> str:
+    return f"unit {units[0]} stays" if len(units) == 1 else f"units {units.tolist()} stay"
+
+
+def whole_multiples(group: PruningGroup, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of ``units`` as many as may leave together (`PruningGroup.multiple`), from the first on."""
+    count = len(units) // group.multiple * group.multiple
+    if count < len(units):
+        logger.warning("%s", staying_at_zero(group, len(units), count))
+    return units[:count]
+
+
+def staying_at_zero(group: PruningGroup, zero: int, leaving: int) -> str:
+    """What to tell about units that are at zero and stay."""
+    return (
+        f"{group.name}: {zero - leaving} of {zero} units at zero stay in the subnet: units leave in multiples of "
+        f"{group.multiple}"
+    )
+
+
+def _check_multiple(group: PruningGroup, count: int) -> None:
+    if count % group.multiple:
+        below = count // group.multiple * group.multiple
+        raise SurgeryError(
+            f"group {group.name!r}: {count} units are to be removed, but they leave in multiples of {group.multiple} "
+            f"(an operator wants rows of such a length); remove {below} or {min(below + group.multiple, group.most)}"
+        )
 
 
 def _whole_numbers(name: str, chosen: Any, size: int) -> NDArray[np.int64]:
@@ -461,12 +500,12 @@ def _attention(m: Any) -> dict[str, Any]:
     packed = m.in_proj_weight is not None
     inner = m.in_proj_weight.shape[0] // 3 if packed else m.q_proj_weight.shape[0]
     outer = m.in_proj_weight.shape[1] if packed else m.q_proj_weight.shape[1]
-    out_rows, out_columns = m.out_proj.weight.shape
-    if len({inner, outer, out_rows, out_columns}) != 1 or inner % m.num_heads:
+    out = m.out_proj.weight.shape[1]
+    if len({inner, outer, out}) != 1 or inner % m.num_heads:
         raise SurgeryError(
-            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for everything, but "
-            f"after the cut its projections have {inner} inner, {outer} input, {out_columns} -> {out_rows} output "
-            "channels; freeze its heads or cut all of them alike"
+            f"nn.MultiheadAttention uses one embed_dim, divisible by num_heads={m.num_heads}, for what comes in and "
+            f"for its heads, but after the cut its projections have {inner} inner, {outer} input and {out} channels to "
+            "project from; freeze its heads or cut all of them alike"
         )
     return {
         "embed_dim": inner,
@@ -474,6 +513,12 @@ def _attention(m: Any) -> dict[str, Any]:
         "vdim": outer if packed else m.v_proj_weight.shape[1],
         "head_dim": inner // m.num_heads,
     }
+
+
+def _recurrent(m: Any) -> dict[str, Any]:
+    m.flatten_parameters()  # cuDNN reads all weights from one piece of memory
+    state, hidden = m.weight_hh_l0.shape[1], m.weight_hh_l0.shape[0] // {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    return {"input_size": m.weight_ih_l0.shape[1], "hidden_size": hidden, "proj_size": state if m.proj_size else 0}
 
 
 _SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
@@ -492,7 +537,8 @@ _SIZES: tuple[tuple[type | str, Callable[[Any], dict[str, Any]]], ...] = (
     (nn.EmbeddingBag, _embedding),
     (nn.PReLU, lambda m: {"num_parameters": m.weight.numel()}),
     (nn.MultiheadAttention, _attention),
-    (nn.RNNBase, lambda m: {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_hh_l0.shape[1]}),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, lambda m: {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}),
     ("Conv1D", lambda m: dict(zip(("nx", "nf"), m.weight.shape, strict=True))),  # transformers' transposed linear
 )
 """Module type (or the name of a class that need not be importable) -> attributes as its tensors give them."""
@@ -502,8 +548,15 @@ def _read_sizes_back(module: nn.Module) -> None:
     names = {base.__name__ for base in type(module).__mro__}
     for kind, read in _SIZES:
         if kind in names if isinstance(kind, str) else isinstance(module, kind):
-            with torch.no_grad():
-                sizes = read(module)
+            # In training a spectral norm moves its buffers whenever somebody looks at the weight.
+            modes = [(part, part.training) for part in module.modules()]
+            try:
+                module.eval()
+                with torch.no_grad():
+                    sizes = read(module)
+            finally:
+                for part, mode in modes:
+                    part.training = mode
             for name, value in sizes.items():
                 # A subclass may compute a size as a property; what it has no room for it does not read either.
                 if name in vars(module):
@@ -522,6 +575,12 @@ def _to_layer_norm(module: Any, norm: NormChange) -> None:
 
 def _to_rms_norm(module: Any, norm: NormChange) -> None:
     _become(module, FullWidthRMSNorm, norm, normalized_shape=norm.shape, dim=norm.dim, offset=norm.offset)
+
+
+def _to_gated_rms_norm(module: Any, norm: NormChange) -> None:
+    first = norm.kind == "rms of gated"
+    shape, dim, offset = norm.shape, norm.dim, norm.offset
+    _become(module, FullWidthGatedRMSNorm, norm, normalized_shape=shape, dim=dim, offset=offset, gate_first=first)
 
 
 def _to_group_norm(module: Any, norm: NormChange) -> None:
@@ -564,9 +623,27 @@ def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
     return (weight.detach().double() + offset) * math.sqrt(ratio) - offset
 
 
+def _leave_fused_layers(model: nn.Module) -> None:
+    """Make encoder layers of torch run operator by operator where their fused kernel would compute something else.
+
+    The kernel normalizes over the width it finds. Tokens packed into nested tensors, in turn, run on nothing else, and
+    it wants an even number of heads.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    for layer in layers:
+        if any(isinstance(norm, (FullWidthLayerNorm, FullWidthRMSNorm)) for norm in (layer.norm1, layer.norm2)):
+            layer.activation_relu_or_gelu = 0
+    slow = {id(layer) for layer in layers if not layer.activation_relu_or_gelu or layer.self_attn.num_heads % 2}
+    for encoder in (m for m in model.modules() if isinstance(m, nn.TransformerEncoder)):
+        if any(id(layer) in slow for layer in encoder.layers):
+            encoder.use_nested_tensor = False
+
+
 _NORM_CHANGES: dict[str, Callable[[Any, NormChange], None]] = {
     "layer": _to_layer_norm,
     "rms": _to_rms_norm,
+    "gated rms": _to_gated_rms_norm,
+    "rms of gated": _to_gated_rms_norm,
     "rescale": _rescale,
     "group": _to_group_norm,
     "whole groups": _fewer_norm_groups,
@@ -629,7 +706,8 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
     shape[dim if len(shape) > 1 else 0] = width
     layer = NormChange("layer", width, remembered or full, dim, tuple(shape), eps_name=eps_name)
     rms = [
-        NormChange("rms", width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        NormChange(kind, width, remembered or full, dim, (width,), offset=offset, eps_name=eps_name)
+        for kind in (*(_GATED if _positional(module)[1] > 1 else ()), "rms")
         for offset in ((module.offset,) if isinstance(module, FullWidthRMSNorm) else (0, 1))
     ]
     folded = []
@@ -643,6 +721,16 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
     if isinstance(module, nn.LayerNorm):
         return [layer, *rms]
     return [*folded, *rms] if isinstance(module, nn.RMSNorm) else [*folded, *rms, layer]
+
+
+_GATED = ("gated rms", "rms of gated")
+
+
+def _positional(module: nn.Module) -> tuple[int, int]:
+    """How many positional arguments the forward needs, and how many it takes."""
+    found = inspect.signature(module.forward).parameters.values()
+    named = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in named), len(named)
 
 
 def _exact_in_dtype(weight: Tensor, offset: int, ratio: float) -> bool:
@@ -689,23 +777,27 @@ def _norm_holds(
         logger.debug("norm change %s does not apply: %s", change, error)
         return False
     positions = torch.from_numpy(np.flatnonzero(kept))
+    gated = change.kind in _GATED or _positional(module)[0] > 1
     for shape in _norm_inputs(module, dim, len(kept)):
         x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
         mask = torch.zeros(len(kept), dtype=torch.float64).index_fill_(0, positions, 1.0)
         x = x * mask.reshape([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
         results = []
         for scale in (1.0, 1e-3):  # the small one shows a wrong eps
-            small = (x * scale).index_select(dim, positions)
+            given = [x * scale]
+            if gated:
+                given.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+            small = [t.index_select(dim, positions) for t in given]
             try:
                 with torch.no_grad(), in_float64():
-                    expected = full(x * scale)
+                    expected = full(*given)
                     if not isinstance(expected, Tensor) or expected.shape != x.shape:
                         break
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
                 break  # not a shape this norm takes
             try:
                 with torch.no_grad(), in_float64():
-                    found = cut(small)
+                    found = cut(*small)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
                 logger.debug("norm change %s does not run: %s", change, error)
                 return False

@@ -44,11 +44,20 @@ logger = logging.getLogger(__name__)
 _SCALAR_READS = frozenset({"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal"})
 # int attributes that shape no tensor dim; leaving them alone saves time in every convolution
 _NUMBERS = frozenset({"number", "Scalar", "Tensor", "Optional[number]", "Optional[Scalar]"})
-_OTHER_INPUTS = 8  # passes at most over other data; one that touches no further parameter is dropped
+_OTHER_INPUTS = 64  # passes at most over other data; one that touches no further parameter is dropped
+_FRUITLESS = 8  # so many of those in a row are enough
 _FRAMES = 6  # innermost lines by which a decision is told from others
 _TORCH = str(Path(torch.__file__).parent)
 _OTHER_OUTCOMES = 24  # passes at most in which a decision on data comes out the other way
 _NOT_SIZES = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "training", "padding_idx"})
+# Recorded as one call: their parts are a score of operators per time step, and other ones on every device.
+_WHOLE: dict[Any, Any] = {
+    getattr(torch, name): getattr(torch.ops.aten, name)
+    for name in (
+        "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+        "_pad_packed_sequence",
+    )
+}  # fmt: skip
 
 
 def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph:
@@ -102,9 +111,16 @@ def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
 
 
 def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
-    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too."""
+    """Data decided which code runs, and parameters lie unused (experts that no token chose): follow other data too.
+
+    Where other inputs show nothing new, the copy gets other weights as well: a router that never chooses an expert on
+    these inputs then chooses another way. What the code can do with the values is a question about the code alone.
+    """
+    fruitless = 0
     for seed in range(_OTHER_INPUTS):
         before, state = recorder.unused(), recorder.state()
+        if fruitless:
+            _roll_weights(recorder.model, seed)
         try:
             _run(recorder, log, fresh_inputs(inputs, seed))
         except TraceError as error:
@@ -113,7 +129,10 @@ def _record_other_inputs(recorder: _Recorder, log: SizeLog | None, inputs: Input
             return
         if recorder.unused() == before:
             recorder.forget(state)
-        elif not recorder.hidden():
+            fruitless += 1
+        else:
+            fruitless = 0
+        if fruitless == _FRUITLESS or not recorder.hidden():
             return
 
 
@@ -151,7 +170,17 @@ def _record_other_outcomes(recorder: _Recorder, log: SizeLog | None, inputs: Inp
             recorder.forget(state)
         elif not recorder.hidden():
             return
-    recorder.settle({lines for _, lines in known if lines} - doubtful)
+    recorder.follow({lines for _, lines in known if lines} - doubtful)
+
+
+def _roll_weights(model: nn.Module, seed: int) -> None:
+    """Move the entries of every parameter along its first dim: other weights, of the same distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim():
+                shift = int(torch.randint(max(parameter.shape[0], 1), (), generator=generator))
+                parameter.copy_(parameter.roll(shift, 0))
 
 
 def _record_training(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
@@ -245,11 +274,13 @@ class _Recorder(TorchDispatchMode):
         self.stack: list[str] = [""]
         self.calls: list[ModuleCall] = []
         self.branches: list[Branch] = []
-        self.settled: set[str] = set()  # lines of which both outcomes are known
+        self.settled: set[int] = set()  # values that are the same whatever the data are (``torch.ones(n)``)
+        self.followed: set[str] = set()  # lines of which both outcomes are known
         self.turned: frozenset[str] = frozenset()  # lines whose decisions come out the other way
         self.turned_at = -1  # node of the last such decision
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
+        self.counts: dict[int, SizeUse] = {}
         self.paths = {id(m): path for path, m in model.named_modules()}
         self.names: dict[int, tuple[ValueKind, str]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
@@ -265,6 +296,7 @@ class _Recorder(TorchDispatchMode):
         self.output_tensors: list[Tensor] = []
         self.guards: tuple[Guard, ...] = ()
         self.provenance = False
+        self.inside = False  # of a call that is being recorded: what it is made of is not
 
     def start(self, inputs: Inputs) -> None:
         """Begin a pass over the model."""
@@ -290,7 +322,8 @@ class _Recorder(TorchDispatchMode):
 
     def _new_value(self, tensor: Tensor, kind: ValueKind, name: str = "") -> int:
         index = len(self.values)
-        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name))
+        strides = tensor.stride() if tensor.layout is torch.strided else ()
+        self.values.append(Value(index, tuple(tensor.shape), tensor.dtype, kind, name, tuple(strides)))
         self.known[id(tensor)] = (TensorWeakRef(tensor), index)
         return index
 
@@ -304,7 +337,10 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        return func(*args, **(kwargs or {})) if self.inside else self.record(func, args, kwargs or {})
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator and write it down."""
         given: list[Tensor] = []
         inputs: list[int] = []
 
@@ -314,7 +350,11 @@ class _Recorder(TorchDispatchMode):
             return Ref(inputs[-1])
 
         ref_args, ref_kwargs = _replace(args, Tensor, reference), _replace(kwargs, Tensor, reference)
-        result = func(*args, **kwargs)
+        self.inside = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inside = False
         written = _written(func, args, kwargs)
         outputs: list[int | None] = []
         given_ids = {id(tensor) for tensor in given}
@@ -334,9 +374,11 @@ class _Recorder(TorchDispatchMode):
         self.nodes.append(
             Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
         )
-        if self.nodes[-1].name in _SCALAR_READS:
+        if self.settled.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in func.tags:
+            self.settled.update(o for o in outputs if o is not None)
+        elif self.nodes[-1].name in _SCALAR_READS:
             lines = _lines() if isinstance(result, bool) else ""
-            if lines not in self.settled:
+            if lines not in self.followed:
                 self.branches.append(Branch(self.nodes[-1].index, self.stack[-1], lines))
             if lines in self.turned:
                 result, self.turned_at = not result, len(self.nodes)
@@ -444,10 +486,10 @@ class _Recorder(TorchDispatchMode):
         finally:
             self.turned = frozenset()
 
-    def settle(self, lines: set[str]) -> None:
+    def follow(self, lines: set[str]) -> None:
         """What is decided at these lines is no branch any more: all that it can run was followed."""
-        self.settled |= lines
-        self.branches = [b for b in self.branches if b.lines not in self.settled]
+        self.followed |= lines
+        self.branches = [b for b in self.branches if b.lines not in self.followed]
 
     def failed_at_turn(self) -> bool:
         """Whether nothing ran after the last turned decision: it was a check that raises."""
@@ -532,6 +574,7 @@ class _Recorder(TorchDispatchMode):
             bases={path: tuple(c.__name__ for c in type(m).__mro__) for path, m in modules.items()},
             uses=tuple(dict.fromkeys(self.uses)),
             equal_parts=tuple(dict.fromkeys(self.equal_parts)),
+            counts=self.counts,
             guards=self.guards,
             calls=tuple(self.calls),
             branches=tuple(self.branches),
@@ -560,13 +603,17 @@ class _FunctionRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         first = len(self.recorder.nodes)
+        if func in _WHOLE and not kwargs:
+            return self.recorder.record(_overload(_WHOLE[func], args), _replace(args, SizeInt, int), {})
         result = func(*args, **kwargs)
         handler = _HANDLERS.get(func)
-        if handler is None:
-            if self.log is not None:
-                self._escapes(args, kwargs, first)
-            return result
-        return handler(self, func, args, kwargs, result)
+        if handler is not None:
+            return handler(self, func, args, kwargs, result)
+        if self.log is not None:
+            self._escapes(args, kwargs, first)
+        if len(self.recorder.nodes) > first + 1 and func not in _FITS:
+            self._hidden(func, args, kwargs, first)
+        return result
 
     def _escapes(self, args: Any, kwargs: Any, first: int) -> None:
         """A size that a call computes with as a number (``x / x.shape[1]``) has to stay what it is."""
@@ -579,6 +626,33 @@ class _FunctionRecorder(TorchFunctionMode):
                     for size in sizes:
                         if int.__eq__(size, value):
                             size.escapes()
+
+    def _hidden(self, func: Any, args: Any, kwargs: Any, first: int) -> None:
+        """What a function that calls several operators does with sizes that it read itself, unseen.
+
+        It may repeat something as often as another tensor is long, or divide by a count.
+        """
+        leaves = pytree.tree_leaves((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        known = {int(leaf) for leaf in leaves if isinstance(leaf, int)}
+        counts: set[int] = set()
+        for node in self.recorder.nodes[first:]:
+            if node.name == "aten.expand":
+                made, old = node.outputs[0], self.recorder.values[node.inputs[0]].shape
+                assert made is not None
+                new = self.recorder.values[made].shape
+                offset = len(new) - len(old)
+                for dim in range(len(new)):
+                    if (dim < offset or old[dim - offset] != new[dim]) and new[dim] not in known:
+                        const = Expr("const", (new[dim],))
+                        self.recorder.uses.append(SizeUse(made, dim, new[dim], const, self._where(func)))
+                        counts.add(new[dim])
+            elif node.name in ("aten.div", "aten.mul") and _is_count(node.args[1], leaves):
+                counts |= {size for tensor in given for size in tensor.shape}
+        for tensor in given:
+            for dim, size in enumerate(tensor.shape):
+                if size in counts:
+                    self._use(tensor, dim, size, Expr("const", (size,)), func)
 
     # Handlers return what the caller gets.
 
@@ -619,8 +693,13 @@ class _FunctionRecorder(TorchFunctionMode):
         given = args[first:] or (kwargs.get("size") or kwargs.get("shape") or (),)
         if given and isinstance(given[0], (tuple, list)):
             given = tuple(given[0])
-        if isinstance(result, Tensor) and all(isinstance(s, int) for s in given) and len(given) == result.dim():
+        if (
+            isinstance(result, Tensor)
+            and all(isinstance(s, (int, Tensor)) for s in given)
+            and len(given) == result.dim()
+        ):
             for dim, size in enumerate(given):
+                size = result.shape[dim] if isinstance(size, Tensor) else size  # data made it: a literal
                 if size != -1:
                     self._use(result, dim, result.shape[dim], expr_of(size), func)
         return result
@@ -727,6 +806,15 @@ class _FunctionRecorder(TorchFunctionMode):
             self._use(tensor, dim, tensor.shape[dim], expr_of(size), func)
         return result
 
+    def groups(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """The count of groups of a convolution, or of a group norm."""
+        name, place = ("num_groups", 1) if func is torch.group_norm else ("groups", 6)
+        given = args[place] if len(args) > place else kwargs.get(name, 1)
+        if isinstance(result, Tensor):
+            value = self.recorder.value_of(result)
+            self.recorder.counts[value] = SizeUse(value, 1, int(given), expr_of(given), self._where(func))
+        return result
+
     def attention(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """Without a given scale the softmax is scaled by the size of the head-dim, which then has to stay."""
         if kwargs.get("scale") is None:
@@ -760,7 +848,7 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.data: (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, t.new_tensor),
         mode.sizes: (
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
-            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty,
+            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty, t.sum_to_size,
         ),
         mode.like: (t.expand_as, t.view_as, t.reshape_as),
         mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),  # type: ignore[attr-defined]
@@ -773,12 +861,34 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.narrow: (t.narrow, torch.narrow),
         mode.getitem: (t.__getitem__,),
         mode.layer_norm: (torch.layer_norm, torch.rms_norm),
+        mode.groups: (
+            torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+            torch.conv_transpose3d, torch.group_norm,
+        ),
         mode.attention: (torch.nn.functional.scaled_dot_product_attention,),
     }  # fmt: skip
     return {func: handler for handler, funcs in table.items() for func in funcs}
 
 
 _HANDLERS = _handlers()
+
+
+# These repeat their operands only to fit each other, and take part in products that tie the dims anyway.
+_FITS = frozenset(
+    {
+        torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.einsum,
+        torch.functional.einsum, torch._VF.einsum, torch.bmm, torch.nn.functional.linear,  # type: ignore[attr-defined]
+        torch.nn.functional.bilinear, torch.tensordot, torch.functional.tensordot, torch.take_along_dim,
+        torch.Tensor.take_along_dim, torch.trapezoid, torch.trapz,
+    }
+)  # fmt: skip
+
+
+def _is_count(value: Any, given: Sequence[Any]) -> bool:
+    """Whether an operand is a whole number above 1 that the caller did not give."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 2 or value != int(value):
+        return False
+    return not any(type(leaf) in (int, float) and leaf == value for leaf in given)
 
 
 def _plus(left: Expr, right: Expr) -> Expr:
@@ -856,6 +966,13 @@ def _replace(value: Any, cls: type, function: Callable[[Any], Any]) -> Any:
     if type(value) is dict:
         return {key: _replace(item, cls, function) for key, item in value.items()}
     return value
+
+
+def _overload(packet: Any, args: tuple[Any, ...]) -> Any:
+    """The overload of an operator of `_WHOLE`: a layer has two, and takes a packed sequence as data and sizes."""
+    if "default" in packet.overloads():
+        return packet.default
+    return packet.data if isinstance(args[3], (tuple, list)) else packet.input
 
 
 def _flat_results(result: Any) -> list[Any]:

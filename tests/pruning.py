@@ -37,11 +37,12 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 
 def choose(groups: GroupList, share: float = 0.4, seed: int = 0) -> dict[str, NDArray[np.int64]]:
-    """A random share of the units of every prunable group, at least one, never all."""
+    """A random share of the units of every prunable group, never all; as few as may leave at a time, or more."""
     random = np.random.default_rng(seed)
     chosen = {}
     for group in groups.prunable:
-        count = min(max(round(group.size * share), 1), group.size - 1)
+        step = group.multiple
+        count = min(max(round(group.size * share / step), 1) * step, group.most)
         chosen[group.name] = np.sort(random.permutation(group.size)[:count]).astype(np.int64)
     return chosen
 

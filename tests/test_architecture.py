@@ -15,7 +15,7 @@ PACKAGE = Path(only_train_once.__file__).parent
 
 # A file imports only from files above it. A folder is one entry: what is inside has its own order.
 ORDER = [
-    *("errors", "inputs", "graph", "sizes", "trace", "labels", "rules", "axes", "groups"),
+    *("errors", "inputs", "graph", "sizes", "trace", "labels", "rules", "axes", "multiples", "groups"),
     *("masking", "importance", "schedules", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),

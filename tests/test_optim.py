@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from only_train_once.errors import ConfigurationError, NothingPrunableError, NumericalError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.optim import attach, build_hesso
+from only_train_once.optim import attach, build
 from only_train_once.optim.selection import nearest_total, plan_counts, select, units_for
 from tests.reference.hesso import PaperHesso
 from tests.reference.nets import LayerNormStream, batch, group, loss_of, make, tensors_of
@@ -297,6 +298,50 @@ def test_selection_is_exact(case: tuple[list[np.ndarray], list[np.ndarray], int,
         assert sorted(wanted) == [(i, u) for i, p in enumerate(picked) for u in p.tolist()]
 
 
+@given(cases(), st.lists(st.integers(1, 3), min_size=4, max_size=4), st.integers(1, 3))
+@settings(max_examples=300, deadline=None)
+def test_groups_that_lose_units_in_multiples(case: Any, multiples: list[int], periods: int) -> None:
+    """Against all combinations of counts: the nearest total, reached over periods, and no group with another count."""
+    scores, gone, total, divisible = case
+    gone, multiples = [np.zeros_like(g) for g in gone], multiples[: len(gone)]
+    sizes = [len(s) for s in scores]
+    options = [
+        [c for c in range(n) if c == 0 or (c % m == 0 and (n - c) % divisible == 0)]
+        for n, m in zip(sizes, multiples, strict=True)
+    ]
+    combinations = list(itertools.product(*options))
+    nearest = nearest_total(sizes, [0] * len(sizes), total, divisible, multiples=multiples)
+    assert nearest == min({sum(c) for c in combinations}, key=lambda s: (abs(s - total), s))
+    for period in range(periods):
+        count = nearest * (period + 1) // periods - sum(int(g.sum()) for g in gone)
+        for g, units in zip(gone, select(scores, gone, count, nearest, divisible, multiples=multiples), strict=True):
+            assert not g[units].any()
+            g[units] = True
+    assert tuple(int(g.sum()) for g in gone) in combinations
+    assert sum(int(g.sum()) for g in gone) == nearest
+
+
+@given(st.lists(st.tuples(st.integers(2, 5), st.sampled_from([1, 2, 4])), min_size=1, max_size=3), st.data())
+@settings(max_examples=150, deadline=None)
+def test_multiples_at_a_low_sum_of_scores(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Where multiples divide each other and one group has each, no exchange is left that would lower the sum."""
+    scores = [np.random.default_rng(i).random(n * m) for i, (n, m) in enumerate(shapes)]
+    gone, multiples = [np.zeros(len(s), dtype=bool) for s in scores], [m for _, m in shapes]
+    sizes = [len(s) for s in scores]
+    total = nearest_total(sizes, [0] * len(sizes), data.draw(st.integers(0, sum(sizes))), multiples=multiples)
+    counts = plan_counts(scores, gone, total, multiples=multiples)
+
+    def cost(counts: Any) -> float:
+        return float(sum(np.sort(s)[:c].sum() for s, c in zip(scores, counts, strict=True)))
+
+    assert sum(counts) == total
+    for i, j in itertools.permutations(range(len(sizes)), 2):
+        step = math.lcm(multiples[i], multiples[j])
+        moved = [c + step * (k == i) - step * (k == j) for k, c in enumerate(counts)]
+        if moved[j] >= 0 and moved[i] < sizes[i]:
+            assert cost(moved) >= cost(counts) - 1e-9
+
+
 @given(cases(), st.integers(1, 5), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
 def test_periods_reach_the_total_whatever_the_scores_do(case: Any, periods: int, random: Any) -> None:
@@ -396,7 +441,7 @@ OTHERS = ["Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", 
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_torch_optimizer_ends_at_zero(name: str) -> None:
     model = make("conv")
-    optimizer = build_hesso(tensors_of(model), model.groups(), variant=name, lr=1e-3, **PLAN)  # type: ignore[operator]
+    optimizer = build("hesso", tensors_of(model), model.groups(), variant=name, lr=1e-3, **PLAN)  # type: ignore[operator]
     train(model, optimizer, "conv", range(40))
     assert optimizer.compute_metrics().num_zero_groups == 7  # type: ignore[attr-defined]
     assert optimizer.removed == optimizer.redundant  # type: ignore[attr-defined]
@@ -747,7 +792,7 @@ def test_groups_that_are_not_trained_are_left_alone() -> None:
 )
 def test_builder_speaks_the_references_names(arguments: dict[str, Any], cls: Any, expected: dict[str, Any]) -> None:
     model = make("conv")
-    optimizer = build_hesso(tensors_of(model), model.groups(), device="cuda", **arguments)  # type: ignore[operator]
+    optimizer = build("hesso", tensors_of(model), model.groups(), device="cuda", **arguments)  # type: ignore[operator]
     assert isinstance(optimizer, cls)
     assert {k: optimizer.param_groups[0][k] for k in expected} == expected
 
@@ -766,4 +811,4 @@ def test_builder_speaks_the_references_names(arguments: dict[str, Any], cls: Any
 def test_builder_refuses_what_does_not_fit(arguments: dict[str, Any], message: str) -> None:
     model = make("conv")
     with pytest.raises(ConfigurationError, match=message):
-        build_hesso(tensors_of(model), model.groups(), **arguments)  # type: ignore[operator]
+        build("hesso", tensors_of(model), model.groups(), **arguments)  # type: ignore[operator]

@@ -262,6 +262,13 @@ CONTRACTION = {
         floats((5,)),
         8,
     ),
+    "vdot": Row(
+        lambda: Net(
+            lambda m, x: m.o(torch.vdot(m.a(x), m.w)[None]), a=nn.Linear(5, 8), w=parameter(8)(), o=nn.Linear(1, 2)
+        ),
+        floats((5,)),
+        8,
+    ),
     "addmm": flat(lambda m, x: torch.addmm(m.b, x, m.w, beta=2, alpha=3), 16, w=parameter(8, 8), b=parameter(8)),
     # a bias that is one number for all channels cannot be zero for one of them: the readers have to be
     "addmm_scalar_bias": flat(lambda m, x: torch.addmm(m.b, x, m.w), 16, w=parameter(8, 8), b=parameter(1)),
@@ -284,8 +291,6 @@ CONTRACTION = {
     "cdist": two(lambda m, x, y: torch.cdist(x, y), 8, after=4),
     "cdist_one": two(lambda m, x, y: torch.cdist(x, y, p=1.0), 8, after=4),
     "bilinear_has_no_rule": two(lambda m, x, y: m.c(x, y), 0, after=4, c=lambda: nn.Bilinear(8, 8, 4)),
-    # what enters a recurrent layer can leave; the gates inside are cut by sizes that the code does not name
-    "recurrent": seq(lambda m, x: m.r(x)[0], 8, r=lambda: nn.LSTM(8, 8, batch_first=True)),
 }
 
 CONVOLUTION = {
@@ -356,6 +361,16 @@ CONVOLUTION = {
     ),
 }
 
+CONVOLUTION |= {
+    # the count of groups comes from a shape, an attribute of another name, a literal
+    "groups_of_shape": image(lambda m, x: F.conv2d(x, m.w, groups=x.shape[1]), 8, w=lambda: torch.randn(8, 1, 3, 3)),
+    "groups_of_attribute": image(lambda m, x: F.conv2d(x, m.w, None, 1, 1, 1, m.c), 8, w=parameter(8, 1, 3, 3), c=8),
+    "groups_half_of_shape": image(
+        lambda m, x: F.conv2d(x, m.w, groups=x.shape[1] // 2), 4 + 2, w=parameter(8, 2, 3, 3)
+    ),
+    "groups_literal": image(lambda m, x: F.conv2d(x, m.w, groups=8), 0, w=parameter(8, 1, 3, 3)),
+}
+
 NORM = {
     "batch_norm1d": flat(lambda m, x: F.relu(m.n(x)), 8, n=lambda: nn.BatchNorm1d(8)),
     "batch_norm_tokens": seq(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), 8, n=lambda: nn.BatchNorm1d(8)),
@@ -399,7 +414,7 @@ NORM = {
         floats((3, 5)),
         8,
     ),
-    # a norm over the rows of the reader's weight sums the squares of the columns of removed units: they are zero
+    # along the dims that the norm of a weight runs over, a column at zero adds nothing
     "weight_norm_reader": Row(
         lambda: Net(
             lambda m, x: m.o(F.relu(m.a(x))),
@@ -409,12 +424,18 @@ NORM = {
         floats((3, 5)),
         8,
     ),
-    # as in the positions of speech encoders: a norm per place of the kernel
-    "weight_norm_kernel": seq(
-        lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2),
-        8 + 8,
-        n=lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3, padding=1), dim=2),
+    "weight_norm_kernel": conv(lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 6, 3), dim=2), 14, space=1),
+    "weight_norm_inputs": conv(lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3), dim=1), 14),
+    "weight_norm_transposed": conv(lambda: nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(8, 6, 3)), 14, 1),
+    "spectral_norm": conv(lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), 14),
+    # v over its own norm, without an epsilon: the gain alone may be zero
+    "weight_norm_by_hand": flat(
+        lambda m, x: F.linear(x, m.v * (m.g / m.v.norm(dim=1, keepdim=True))),
+        16,
+        v=parameter(8, 8),
+        g=parameter(8, 1),
     ),
+    "weight_over_norm": flat(lambda m, x: F.linear(x, m.v / m.v.norm(dim=1, keepdim=True)), 16, v=parameter(8, 8)),
     "normalize": flat(lambda m, x: F.normalize(x, dim=-1), 8),
     "normalize_tokens": seq(lambda m, x: F.normalize(x, dim=1), 8),
     "cosine_similarity": two(lambda m, x, y: F.cosine_similarity(x, y, dim=-1)[..., None], 8, after=1),
@@ -556,6 +577,9 @@ SHAPE = {
     "narrow": flat(lambda m, x: torch.cat([x.narrow(1, 3, 5), x.narrow(1, 0, 3)], 1), 0),
     "narrow_attribute": flat(lambda m, x: x.narrow(1, 0, m.h) + x.narrow(1, m.h, m.h), 4, after=4, h=4),
     "select": seq(lambda m, x: x[:, 0], 8),
+    # `w[0]` is asked for its sizes alone
+    "select_unread": flat(lambda m, x: F.linear(x, m.w) * m.w[0].numel(), 8, w=parameter(8, 8)),
+    "select_unread_out_of_range": flat(lambda m, x: F.linear(x, m.w) * (m.w[7].dim() + 1), 8, w=parameter(8, 8)),
     "select_channel": seq(lambda m, x: x[..., 2:3] + x.select(-1, 1)[..., None], 0, after=1),
     "unbind": seq(lambda m, x: sum(x.unbind(1)), 8),
     "unbind_channels": seq(lambda m, x: torch.stack(x.unbind(-1), -1), 0),
@@ -629,6 +653,28 @@ SHAPE = {
     "channel_shuffle": image(lambda m, x: m.s(x), 4, s=lambda: nn.ChannelShuffle(2)),
     "channel_shuffle_by_hand": image(
         lambda m, x: x.view(2, m.k, -1, 6, 6).transpose(1, 2).reshape(2, -1, 6, 6), 2 + 4, k=2
+    ),
+    # the code says that there are as many channels after the shuffle as before, not that they keep their places
+    "channel_shuffle_sized": image(
+        lambda m, x: x.view(2, 2, x.shape[1] // 2, 6, 6).transpose(1, 2).reshape(2, x.shape[1], 6, 6), 4
+    ),
+    # 2 groups of 8 are dealt, and read in groups again: groups, positions by twos, and the outputs of every group
+    "channel_shuffle_then_groups": image(
+        lambda m, x: m.b(m.s(x)),
+        2 + 4 + 4,
+        width=16,
+        s=lambda: nn.ChannelShuffle(2),
+        b=lambda: nn.Conv2d(16, 8, 1, groups=2),
+    ),
+    "repeated_then_heads": flat(lambda m, x: x.repeat_interleave(3, 1).view(3, m.h, -1).sum(1), 4, after=12, h=2),
+    # heads are put beside the images, and taken back into the channels without saying how many there were
+    "heads_beside_batch": seq(
+        lambda m, x: (
+            m.b(x).view(2, 4, m.h, -1).flatten(2).transpose(1, 2).reshape(2 * m.h, -1, 4).view(2, -1, 4).transpose(1, 2)
+        ),
+        8 + 4 + 2,
+        h=4,
+        b=lambda: nn.Linear(8, 8),
     ),
     "glu": flat(lambda m, x: F.glu(x), 4, after=4),
     "glu_channels": image(lambda m, x: F.glu(x, 1), 4, after=4),
@@ -985,6 +1031,11 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "conj": lambda x: torch.complex(x, x).conj().imag.contiguous(),
     "silu_gate": lambda x: x * F.silu(x.cos()),
     "divide": lambda x: x / (1 + x.exp()),
+    # at 0 there is no number, or no slope: the layer keeps its values, and what reads them is zero
+    "divide_by_itself": lambda x: x.sin() / x,
+    "power_half": lambda x: x.abs() ** 0.5,
+    "log": lambda x: x.abs().log(),
+    "over_its_length": lambda x: x / x.norm(dim=1, keepdim=True),
     "frexp": lambda x: torch.frexp(x)[1].double() + torch.frexp(x)[0],
     "ones_of_shape": lambda x: x * torch.ones(x.shape[-1], dtype=x.dtype),
     "arange_of_shape": lambda x: x + torch.zeros(x.shape, dtype=x.dtype),
@@ -1089,6 +1140,65 @@ IN_PLACE = {
     "rotary_complex": seq(rotary_complex, 2 + 2, heads=2, frequencies=lambda: torch.tensor([1.0, 0.1])),
 }
 
+
+def started(layer: Callable[[], nn.Module], start: Callable[[Tensor], Any], units: int) -> Row:
+    """A recurrent layer 5 -> 6 on (2, 4, 5) whose state, made of a linear layer, is not zero when it starts."""
+    return Row(
+        lambda: Net(
+            lambda m, x: m.o(m.r(x, start(m.h(x[:, 0])[None]))[0]),
+            r=layer(),
+            h=nn.Linear(5, 6),
+            o=nn.Linear(6, 3),
+        ),
+        floats((2, 4, 5)),
+        units,
+    )
+
+
+def packed(m: Any, x: Tensor) -> Tensor:
+    """Sequences of 4 and of 2 steps, filled up with ones."""
+    lengths = torch.tensor([4, 2])
+    y = m.r(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[0]
+    return nn.utils.rnn.pad_packed_sequence(y, batch_first=True, padding_value=m.filled)[0]
+
+
+RECURRENT = {
+    "lstm": seq(lambda m, x: m.r(x)[0], 16, r=lambda: nn.LSTM(8, 8, batch_first=True)),
+    "lstm_layers": seq(lambda m, x: m.r(x)[0], 12, r=lambda: nn.LSTM(8, 4, 2, bidirectional=True, bias=False)),
+    "lstm_projection": seq(lambda m, x: m.r(x)[0], 16, r=lambda: nn.LSTM(8, 9, 2, proj_size=8)),
+    "lstm_cell_state": seq(lambda m, x: m.r(x)[1][1][0], 16, r=lambda: nn.LSTM(8, 8)),
+    "gru": seq(lambda m, x: m.r(x)[0], 12, r=lambda: nn.GRU(8, 4, 3, bidirectional=True)),
+    "rnn_tanh": seq(lambda m, x: m.r(x)[0], 16, r=lambda: nn.RNN(8, 8, 2, bias=False)),
+    "rnn_relu": seq(lambda m, x: m.r(x)[1][-1], 16, r=lambda: nn.RNN(8, 8, 2, nonlinearity="relu")),
+    # a state that starts at 0 at removed units, and one that does not: there all columns that read it have to be 0
+    "gru_started": started(lambda: nn.GRU(5, 6, batch_first=True), lambda h: h, 6),
+    "gru_started_at_half": started(lambda: nn.GRU(5, 6, batch_first=True), torch.sigmoid, 6),
+    "lstm_started_at_half": started(lambda: nn.LSTM(5, 6, batch_first=True), lambda h: (h.sigmoid(), h), 6),
+    "lstm_kept_at_half": started(lambda: nn.LSTM(5, 6, batch_first=True), lambda h: (h, h.sigmoid()), 6),
+    "rnn_started_at_half": started(lambda: nn.RNN(5, 6, batch_first=True), torch.sigmoid, 6),
+    "lstm_cell": seq(lambda m, x: m.r(x[:, 0])[0], 16, r=lambda: nn.LSTMCell(8, 8)),
+    "gru_cell": seq(lambda m, x: m.r(x[:, 0], x[:, 1]), 8, r=lambda: nn.GRUCell(8, 8, bias=False)),
+    "rnn_cell": seq(lambda m, x: m.r(x[:, 0], x[:, 1].cos()), 8, r=lambda: nn.RNNCell(8, 8)),
+    "packed": seq(packed, 16, r=lambda: nn.LSTM(8, 8), filled=0.0),
+    "packed_and_filled": seq(packed, 16, r=lambda: nn.GRU(8, 8), filled=1.0),
+}
+
+FOURIER = {
+    "over_time": seq(lambda m, x: torch.fft.irfft(torch.fft.rfft(x, dim=1) * m.f, n=4, dim=1), 8, f=parameter(3, 8)),
+    "over_channels": seq(lambda m, x: torch.fft.fft(x, dim=-1).real, 0),
+    "over_space": image(lambda m, x: torch.fft.ifft2(torch.fft.fft2(x)).real, 8),
+    "over_both": seq(lambda m, x: torch.fft.fftn(x, dim=(1, 2)).real, 0),
+    "padded": seq(lambda m, x: torch.fft.irfft(torch.fft.rfft(x, n=8, dim=1), n=8, dim=1)[:, : x.shape[1]], 8),
+    "magnitude_and_angle": seq(lambda m, x: torch.fft.rfft(x, dim=1).abs() + torch.fft.rfft(x, dim=1).angle(), 8),
+    "shifted": seq(lambda m, x: torch.fft.fftshift(torch.fft.fft(x, dim=1), dim=1).imag, 8),
+    "complex_weights": seq(
+        lambda m, x: torch.fft.irfft(torch.einsum("bni,nio->bno", torch.fft.rfft(x, dim=1), m.w), n=4, dim=1),
+        8 + 6,
+        after=6,
+        w=lambda: nn.Parameter(torch.randn(3, 8, 6, dtype=torch.complex128)),
+    ),
+}
+
 FAMILIES: dict[str, dict[str, Row]] = {
     "contraction": CONTRACTION,
     "convolution": CONVOLUTION,
@@ -1100,6 +1210,8 @@ FAMILIES: dict[str, dict[str, Row]] = {
     "lookup": LOOKUP,
     "pointwise": POINTWISE,
     "in_place": IN_PLACE,
+    "recurrent": RECURRENT,
+    "fourier": FOURIER,
 }
 ROWS = [pytest.param(row, id=f"{family}-{name}") for family, rows in FAMILIES.items() for name, row in rows.items()]
 

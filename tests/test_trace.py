@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from only_train_once.errors import ConfigurationError, TraceError
 from only_train_once.graph import Expr, ValueKind
@@ -39,9 +40,7 @@ def test_graph_is_complete_and_model_untouched(name: str) -> None:
     for path, module in model.named_modules():
         for key, value in vars(module).items():
             assert type(value) is type(attributes[path][key]), (path, key)
-    flat = before.items() if isinstance(before, dict) else [("x", before)]
-    for key, value in flat:
-        now = inputs[key] if isinstance(inputs, dict) else inputs
+    for value, now in zip(pytree.tree_leaves(before), pytree.tree_leaves(inputs), strict=True):
         assert torch.equal(value, now) if isinstance(value, Tensor) else value == now
     made = {v.index for v in graph.values if v.kind is not ValueKind.RESULT}
     for node in graph.nodes:  # single assignment: what is read was made before

@@ -20,7 +20,6 @@ class Draw:
 
     def __init__(self, model: PreTrainedModel, seed: int) -> None:
         self.model, self.config = model, model.config
-        self.text = model.config.get_text_config()
         self.generator = torch.Generator().manual_seed(seed)
         self.signature = inspect.signature(model.forward).parameters
 
@@ -82,7 +81,7 @@ def _grid(d: Draw) -> Tensor:
 
 
 def _patches(d: Draw) -> Tensor:
-    size, frames = d.find("patch_size"), d.find("temporal_patch_size", default=1)
+    size, frames = d.find("patch_size"), d.find("temporal_patch_size", "patch_temporal", default=1)
     return d.normal(BATCH * 24, d.find("in_channels", "num_channels", default=3) * frames * size * size)
 
 

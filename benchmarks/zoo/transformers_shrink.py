@@ -171,7 +171,7 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
             after[key] = _map(value, lambda n: min(n, fixed))
         elif _is_width(key):
             after[key] = _map(value, lambda n: sizes.width.get(n, n))
-        elif _LAYERS.fullmatch(key) and isinstance(value, int):
+        elif _LAYERS.fullmatch(key) and isinstance(value, int) and key != "num_feat_extract_layers":  # counts conv_dim
             after[key] = len(chosen) if value == count and chosen else min(value, 2)
         elif key in ("depths", "block_repeats", "num_block_repeats", "stage_num_blocks", "blocks_per_stage"):
             after[key] = _map(value, lambda n: min(n, 2))
@@ -193,7 +193,11 @@ def _shrink_part(part: PretrainedConfig, sizes: _Sizes) -> None:
 
 def _chosen_layers(before: dict[str, Any], count: int) -> list[int]:
     """The layers that stay: two, or one of every kind, or one for each tap."""
-    lists = [v for k, v in before.items() if isinstance(v, (list, tuple)) and len(v) == count and k.endswith("types")]
+    lists = [
+        v
+        for k, v in before.items()
+        if isinstance(v, (list, tuple)) and len(v) == count and k.endswith(("types", "_type"))
+    ]
     kinds = list(zip(*lists, strict=True)) if lists else [()] * count
     first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
     chosen = sorted(first.values())

@@ -9,6 +9,9 @@ units between groups, never by missing the total: `plan_counts` decides how many
 the end*, and each period takes its units, lowest scores first, from those that the plan removes. The plan of the last
 period is one way to go on in the next, so a total that can be reached at all is reached whatever the scores do.
 
+Some groups lose units only in multiples of a number of their own (``multiples``, `PruningGroup.multiple`); that is
+one more condition on what a group may have lost in the end, met the same way.
+
 Whether a total can be reached is a subset sum. Sums are kept as the bits of one integer, so that adding a group costs
 a few shifts: exact, and fast for any size of network.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,22 +65,35 @@ class _Allowed:
         return out | sums if self.zero else out
 
 
-def _allowed(size: int, gone: int, divisible: int, min_units: int) -> _Allowed:
-    """Numbers of units a group of ``size``, of which ``gone`` are gone, may have lost at the end."""
+def _allowed(size: int, gone: int, divisible: int, min_units: int, multiple: int = 1) -> _Allowed:
+    """Numbers of units a group of ``size``, of which ``gone`` are gone, may have lost at the end.
+
+    What it has lost is a multiple of ``multiple``, and what is left one of ``divisible``, which need not be possible.
+    """
+    step = lcm(divisible, multiple)
     first = max(gone, 1)
-    first += (size - first) % divisible
+    first += -first % multiple
+    while (size - first) % divisible and first <= size:
+        first += multiple
     last = size - min_units
-    last -= (last - first) % divisible
+    last -= (last - first) % step
     if first <= last:
-        return _Allowed(first, last, divisible, zero=gone == 0)
+        return _Allowed(first, last, step, zero=gone == 0)
     return _Allowed(gone, gone, 1, zero=False)  # cannot lose more: untouched, or as it is
 
 
-def nearest_total(sizes: Sequence[int], gone: Sequence[int], total: int, divisible: int = 1, min_units: int = 1) -> int:
+def nearest_total(
+    sizes: Sequence[int],
+    gone: Sequence[int],
+    total: int,
+    divisible: int = 1,
+    min_units: int = 1,
+    multiples: Sequence[int] | None = None,
+) -> int:
     """The number of removed units nearest to ``total`` that can be reached (of two, the smaller)."""
     sums = 1
-    for size, lost in zip(sizes, gone, strict=True):
-        sums = _allowed(size, lost, divisible, min_units).add_to(sums)
+    for size, lost, multiple in zip(sizes, gone, multiples or [1] * len(sizes), strict=True):
+        sums = _allowed(size, lost, divisible, min_units, multiple).add_to(sums)
     top = sums.bit_length() - 1
     if total >= top:
         return top
@@ -87,18 +104,26 @@ def nearest_total(sizes: Sequence[int], gone: Sequence[int], total: int, divisib
     raise AssertionError("leaving every group as it is can always be reached")
 
 
-def plan_counts(scores: Scores, gone: Masks, total: int, divisible: int = 1, min_units: int = 1) -> list[int]:
+def plan_counts(
+    scores: Scores,
+    gone: Masks,
+    total: int,
+    divisible: int = 1,
+    min_units: int = 1,
+    multiples: Sequence[int] | None = None,
+) -> list[int]:
     """How many units every group will have lost in the end: a reachable ``total`` in sum, at a low sum of scores.
 
-    For ``divisible == 1`` this is the exact minimum. Otherwise: round that minimum group by group to what is allowed,
-    carrying the rounding error along and never leaving the reachable sums; then exchange ``divisible`` units between
-    two groups as long as the sum of scores falls.
+    Where units leave one by one this is the exact minimum. Otherwise: round that minimum group by group to what is
+    allowed, carrying the rounding error along and never leaving the reachable sums; then exchange as many units as
+    some group has to lose at a time between two groups, as long as the sum of scores falls.
     """
     lost = [int(g.sum()) for g in gone]
     wanted = _lowest(scores, gone, total, min_units)
-    if divisible == 1:
+    multiples = multiples or [1] * len(gone)
+    if divisible == 1 and max(multiples, default=1) == 1:
         return wanted
-    allowed = [_allowed(len(g), n, divisible, min_units) for g, n in zip(gone, lost, strict=True)]
+    allowed = [_allowed(len(g), n, divisible, min_units, m) for g, n, m in zip(gone, lost, multiples, strict=True)]
     mask = (1 << (total + 1)) - 1
     suffix = [1]  # suffix[i]: sums that groups i.. can reach
     for a in reversed(allowed):
@@ -112,7 +137,12 @@ def plan_counts(scores: Scores, gone: Masks, total: int, divisible: int = 1, min
         carried = target - count
         rest -= count
         counts.append(count)
-    return _exchange(counts, allowed, scores, gone, lost, divisible)
+    steps, before = sorted({a.step for a in allowed}), None
+    while counts != before:  # an exchange of few units can make one of many worth while
+        before = list(counts)
+        for step in steps:
+            counts = _exchange(counts, allowed, scores, gone, lost, step)
+    return counts
 
 
 def _lowest(scores: Scores, gone: Masks, total: int, min_units: int) -> list[int]:
@@ -167,7 +197,13 @@ def _exchange(
 
 
 def select(
-    scores: Scores, gone: Masks, count: int, total: int, divisible: int = 1, min_units: int = 1
+    scores: Scores,
+    gone: Masks,
+    count: int,
+    total: int,
+    divisible: int = 1,
+    min_units: int = 1,
+    multiples: Sequence[int] | None = None,
 ) -> list[NDArray[np.int64]]:
     """The next ``count`` units to go, on the way to ``total`` removed units.
 
@@ -178,11 +214,12 @@ def select(
         total: removed units in the end, these included; a number `nearest_total` returns.
         divisible: see [Note: divisibility].
         min_units: units every group keeps.
+        multiples: per group, what it loses in the end is a multiple of this.
 
     Returns:
         Per group the chosen units in ascending order, ``count`` in all.
     """
-    counts = plan_counts(scores, gone, total, divisible, min_units)
+    counts = plan_counts(scores, gone, total, divisible, min_units, multiples)
     pool = [_ranked(s, g)[: n - int(g.sum())] for s, g, n in zip(scores, gone, counts, strict=True)]
     groups, units = _merge(scores, pool, count)
     assert len(units) == count, f"{count} units asked for, {len(units)} live ones are left in the plan"

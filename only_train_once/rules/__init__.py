@@ -18,7 +18,19 @@ import importlib
 
 from .registry import Context, Rule, registered, rule
 
-_FAMILIES = ("pointwise", "shape", "contraction", "attention", "norm", "reduce", "spatial", "lookup", "experts")
+_FAMILIES = (
+    "pointwise",
+    "shape",
+    "contraction",
+    "attention",
+    "norm",
+    "reduce",
+    "spatial",
+    "lookup",
+    "experts",
+    "recurrent",
+    "fourier",
+)
 
 for _family in _FAMILIES:
     importlib.import_module(f"{__name__}.{_family}")

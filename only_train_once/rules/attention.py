@@ -48,7 +48,8 @@ def attention(c: Context, node: Node) -> None:
             joined = joined.with_zero(of_v.zero if isinstance(of_v, Label) else False)
             c.mark(joined, Mark.HEAD)
         heads.append(joined)
-    c.ignored |= {(node.index, q), (node.index, k)}
+    for x in {q, k} - {v}:  # keys may be the values
+        c.ignore(node, x)
     for x, d in ((q, -2), (k, -2), (v, -2)):
         c.freeze(c.dim(x, d), f"is a sequence at {c.graph.where(node)}")
     c.set(node, [*heads, None, c.dim(v, -1)])

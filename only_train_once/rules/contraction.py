@@ -16,7 +16,7 @@ def _with_bias(c: Context, node: Node, bias: int | None, out: Dim) -> Dim:
     return c.tie(out, c.dim(bias, -1), node)
 
 
-@rule("aten.mm", "aten.bmm", "aten.matmul", "aten.dot", "aten.mv")
+@rule("aten.mm", "aten.bmm", "aten.matmul", "aten.dot", "aten.vdot", "aten.mv")
 def matmul(c: Context, node: Node) -> None:
     a, b = c.tensors(node)[:2]
     _matmul(c, node, a, b, None)
@@ -53,6 +53,8 @@ def _matmul(c: Context, node: Node, a: int, b: int, bias: int | None) -> None:
             joined = joined.with_zero(left.zero | right.zero)
         if activations:
             c.mark(joined, Mark.HEAD)
+        elif {a, b} - c.from_params:
+            c.mark(joined, Mark.EXPERT)
         batch.append(joined)
     dims = list(batch)
     if c.rank(a) > 1:

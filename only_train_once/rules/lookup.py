@@ -123,6 +123,52 @@ def gather(c: Context, node: Node) -> None:
 # ---------------------------------------------------------------- writing
 
 
+@rule("aten.masked_scatter")
+def masked_scatter(c: Context, node: Node) -> None:
+    """Where the mask says so, the entries of ``source`` in their order: every dim that the mask varies along stays.
+
+    Along the last dims a mask usually repeats (one decision for a whole vector): there the vectors run side by side.
+    """
+    x, mask, source = c.tensors(node)[:3]
+    rank = c.rank(x)
+    dims: list[Dim] = [None] * rank
+    aligned = True
+    for back in range(1, rank + 1):
+        d, of_mask, of_source = rank - back, c.rank(mask) - back, c.rank(source) - back
+        aligned = (
+            aligned
+            and of_source >= 0
+            and c.shape(source)[of_source] == c.shape(x)[d]
+            and (of_mask < 0 or repeats(c, mask, of_mask))
+        )
+        if aligned:
+            joined = c.tie(c.dim(x, d), c.dim(source, of_source), node)
+            dims[d] = _zero_as(joined, c.dim(x, d), c.dim(source, of_source))
+            continue
+        for index, own in ((x, d), (mask, of_mask), (source, of_source)):
+            if own >= 0:
+                c.freeze(c.dim(index, own), f"is written at positions that data decides at {c.graph.where(node)}")
+    c.set(node, dims)
+
+
+def repeats(c: Context, index: int, dim: int) -> bool:
+    """Whether a value is the same all along a dim, because it was expanded there."""
+    while c.shape(index)[dim] != 1:
+        made = c.producers.get(index)
+        if made is None or not made.inputs:
+            return False
+        source = made.inputs[0]
+        if made.name in ("aten.expand", "aten.broadcast_to", "aten.expand_copy"):
+            dim -= c.rank(index) - c.rank(source)
+            if dim < 0:
+                return True
+        elif made.name not in ("aten._to_copy", "aten.clone", "aten.alias", "aten.detach", "aten.bitwise_not",
+                               "aten.logical_not"):  # fmt: skip
+            return False
+        index = source
+    return True
+
+
 def _zero_as(joined: Dim, *sources: Dim) -> Dim:
     """``joined``, zero where all sources are; one that repeats a value along the dim is zero nowhere."""
     if not isinstance(joined, Label):

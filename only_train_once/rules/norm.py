@@ -33,13 +33,13 @@ def batch_norm(c: Context, node: Node) -> None:
     """
     x = c.tensors(node)[0]
     weight, bias = c.tensor(node, "weight"), c.tensor(node, "bias")
-    training = bool(node.argument("training", False)) or c.tensor(node, "running_mean") is None
+    of_batch = bool(node.argument("training", node.name == "aten._batch_norm_with_update"))
+    training = of_batch or c.tensor(node, "running_mean") is None
     dims = list(c.dims(x))
     for d in range(len(dims)):
         if d != 1 and training:
             c.freeze(dims[d], f"statistics run over this dim at {c.graph.where(node)}")
-            dims[d] = None
-        elif d != 1 and isinstance(dims[d], Label):
+        if d != 1 and isinstance(dims[d], Label):
             dims[d] = dims[d].with_zero(False)  # type: ignore[union-attr]
     channels = dims[1]
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -85,15 +85,7 @@ def _norm_over_last_dims(c: Context, node: Node, base: str, *, leaks: bool) -> N
             dims[d] = None
     else:
         dims[-1] = _full_width(c, node, x, c.rank(x) - 1, weight, bias, base, leaks=leaks)
-    _set_with_statistics(c, node, dims)
-
-
-def _set_with_statistics(c: Context, node: Node, dims: list[Dim]) -> None:
-    c.set(node, dims)
-    for output in range(1, len(node.outputs)):
-        made = node.outputs[output]
-        if made is not None:
-            c.set(node, [None] * c.rank(made), output)
+    c.set(node, dims)  # nothing is said about the statistics: who reads them freezes what they are made of
 
 
 def _other_dims(c: Context, node: Node, x: int, normalized: int, bias: int | None) -> list[Dim]:
@@ -138,11 +130,17 @@ def _full_width(
 
 
 def norm_dim(c: Context, node: Node, label: Label) -> int | None:
-    """Which dim of the first input of the running module carries these ids; None where none does."""
-    for call in c.calls.get(node.module, []):
-        if not call.inputs:
-            continue
-        index = call.inputs[0]
+    """Which dim of the first input of the running module carries these ids; None where none does.
+
+    A gate of the same shape may have given its ids to the product with it.
+    """
+    alike = [
+        index
+        for call in c.calls.get(node.module, [])
+        for index in call.inputs
+        if c.shape(index) == c.shape(call.inputs[0])
+    ]
+    for index in alike:
         for d, found in enumerate(c.labels.get(index, [])):
             if isinstance(found, Label) and np.array_equal(found.ids, label.ids):
                 # counted from the end, so that an added batch dim does not matter; 1 means channels first
@@ -179,29 +177,23 @@ def group_norm(c: Context, node: Node) -> None:
             else:
                 c.freeze(inner, f"statistics run over this dim outside of a GroupNorm module at {c.graph.where(node)}")
         dims[1] = _affine_zero(c, label, weight, bias, input_zero=False)
-    _set_with_statistics(c, node, dims)
+    c.set(node, dims)  # nothing is said about the statistics: who reads them freezes what they are made of
 
 
 @rule("aten._weight_norm_interface", "aten._weight_norm")
 def weight_norm(c: Context, node: Node) -> None:
-    """``v * g / |v|`` with a norm per index of ``dim``, where only g may be zero (v at zero is 0 / 0).
+    """``v * g / |v|`` with a norm per index of ``dim``: there only g may be zero, for v at zero is 0 / 0.
 
-    Over the other dims the squares of v are summed: what leaves has to be zero in v, and is zero in the product.
+    Along the other dims a zero adds nothing to the norm.
     """
     v, g = c.tensors(node)[:2]
-    kept = int(node.argument("dim"))
+    kept = int(node.argument("dim")) % c.rank(v)
     dims = list(c.dims(v))
     for d in range(len(dims)):
-        if d != kept % len(dims):
+        if d != kept:
             c.need_zero(node, v, d)
-    d = kept % len(dims)
-    joined = c.tie(dims[d], c.dim(g, d), node)
-    scale = c.label(g, d)
-    dims[d] = joined.with_zero(scale.zero if scale is not None else False) if isinstance(joined, Label) else None
-    c.ignored.add((node.index, v))
+    joined, scale = c.tie(dims[kept], c.dim(g, kept), node), c.label(g, kept)
+    dims[kept] = joined.with_zero(scale.zero if scale is not None else False) if isinstance(joined, Label) else None
+    c.ignore(node, v, kept)
     c.from_params.add(node.outputs[0] if node.outputs[0] is not None else -1)
     c.set(node, dims)
-    for output in range(1, len(node.outputs)):
-        made = node.outputs[output]
-        if made is not None:
-            c.set(node, [None] * c.rank(made), output)

@@ -6,6 +6,7 @@ operands that are zero, and asked whether all results are zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -20,9 +21,10 @@ from .registry import Context, is_float, rule
 
 # pointwise in fact, though PyTorch does not tag them so
 UNTAGGED = (
-    "aten.copy", "aten._to_copy", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.lift", "aten.lift_fresh_copy",
+    "aten.copy", "aten._to_copy", "aten.detach", "aten.detach_copy", "aten.alias", "aten.lift_fresh", "aten.lift",
+    "aten.lift_fresh_copy",
     "aten.fill", "aten.zero", "aten.masked_fill", "aten.contiguous", "aten.to", "aten.dropout", "aten.feature_dropout",
-    "aten._conj", "aten.conj", "aten.polar", "aten.complex", "aten.nan_to_num", "aten.masked_scatter",
+    "aten._conj", "aten.conj", "aten.polar", "aten.complex", "aten.nan_to_num", "aten.rsub", "aten.alias_copy",
     "aten._prelu_kernel", "aten.native_dropout", "aten.relu6", "aten.celu", "aten.selu", "aten.hardswish",
     "aten.resolve_conj", "aten.resolve_neg", "aten._neg_view", "aten.log_sigmoid_forward", "aten.floor_divide",
     "aten.rrelu_with_noise",
@@ -55,7 +57,11 @@ def pointwise(c: Context, node: Node) -> None:
         if isinstance(joined, Label):
             if node.name == "aten.add" and len(operands) > 1 and not c.from_params & set(operands):
                 c.mark(joined, Mark.STREAM)
-            joined = joined.with_zero(_zero(c, node, operands, carried, size))
+            flags = _flags(carried, size)
+            joined = joined.with_zero(_per_column(flags, lambda zeros: _probe_node(c, node, operands, zeros)))
+            for row, index in enumerate(operands):
+                if flags[row].any() and _breaks_at(c, node, operands, row):
+                    c.broken_by_zero(node, index, d - len(shape) + c.rank(index), joined.ids[flags[row]])
         dims.append(joined)
     for output in range(len(node.outputs)):
         if node.outputs[output] is not None and c.shape(node.outputs[output]) == shape:  # type: ignore[arg-type]
@@ -65,27 +71,42 @@ def pointwise(c: Context, node: Node) -> None:
 _ABSENT: Any = object()  # an operand that has no such dim, or repeats one value along it
 
 
-def _zero(c: Context, node: Node, operands: list[int], carried: list[Dim], size: int) -> np.ndarray[Any, Any]:
-    flags = np.zeros((len(operands), size), dtype=bool)
+def _flags(carried: list[Dim], size: int) -> np.ndarray[Any, Any]:
+    """(operands, size) where each is 0 at removed indices."""
+    flags = np.zeros((len(carried), size), dtype=bool)
     for row, found in enumerate(carried):
         if isinstance(found, Label):
             flags[row] = found.zero
+    return flags
+
+
+def _per_column(flags: np.ndarray[Any, Any], ask: Callable[[tuple[bool, ...]], bool]) -> np.ndarray[Any, Any]:
+    """What ``ask`` says of each column."""
     if (flags == flags[:, :1]).all():  # nearly always, and much faster than looking for the different columns
-        return np.full(size, _probe_node(c, node, operands, tuple(map(bool, flags[:, 0]))))
+        return np.full(flags.shape[1], ask(tuple(map(bool, flags[:, 0]))))
     patterns, inverse = np.unique(flags, axis=1, return_inverse=True)
-    answers = np.array([_probe_node(c, node, operands, tuple(map(bool, p))) for p in patterns.T])
+    answers = np.array([ask(tuple(map(bool, p))) for p in patterns.T])
     return answers[inverse.reshape(-1)]
 
 
 def _probe_node(c: Context, node: Node, operands: list[int], zeros: tuple[bool, ...]) -> bool:
     if not any(zeros) and node.name not in ("aten.zero", "aten.fill", "aten.masked_fill"):
         return False
+    return _probe(node.op, *_question(c, node, operands), zeros)
+
+
+def _breaks_at(c: Context, node: Node, operands: list[int], row: int) -> bool:
+    zeros = tuple(r == row for r in range(len(operands)))
+    return is_float(c.value(operands[row]).dtype) and _breaks(node.op, *_question(c, node, operands), zeros)
+
+
+def _question(c: Context, node: Node, operands: list[int]) -> tuple[tuple[int, ...], tuple[str, ...], str, _Arguments]:
     order = tuple(operands.index(i) for i in c.tensors(node))
     kinds = tuple(
         "f" if is_float(c.value(i).dtype) else "b" if c.value(i).dtype == torch.bool else "i" for i in operands
     )
     scalars = pytree.tree_map_only(Ref, lambda _: None, (node.args, dict(node.kwargs)))
-    return _probe(node.op, order, kinds, zeros, repr(scalars), _Arguments(node.args, dict(node.kwargs)))
+    return order, kinds, repr(scalars), _Arguments(node.args, dict(node.kwargs))
 
 
 class _Arguments:
@@ -103,7 +124,7 @@ class _Arguments:
 
 @lru_cache(maxsize=4096)
 def _probe(
-    op: Any, order: tuple[int, ...], kinds: tuple[str, ...], zeros: tuple[bool, ...], text: str, arguments: _Arguments
+    op: Any, order: tuple[int, ...], kinds: tuple[str, ...], text: str, arguments: _Arguments, zeros: tuple[bool, ...]
 ) -> bool:
     """Whether the operator gives exactly 0 when the operands marked in ``zeros`` are 0 and the others anything."""
     generator = torch.Generator().manual_seed(0)
@@ -115,19 +136,55 @@ def _probe(
         elif kind == "i":
             x = x.to(torch.int64)
         tensors.append(torch.zeros_like(x) if zero else x)
-    operands = iter([tensors[i] for i in order])
+    with torch.no_grad():
+        result = _run(op, [tensors[i] for i in order], arguments)
+    return result is not None and bool((result == 0).all())
+
+
+@lru_cache(maxsize=4096)
+def _breaks(
+    op: Any, order: tuple[int, ...], kinds: tuple[str, ...], text: str, arguments: _Arguments, zeros: tuple[bool, ...]
+) -> bool:
+    """Whether a result, or its slope, is finite for numbers between 0 and 1, and is not when an operand is 0."""
+
+    def finite(at: tuple[bool, ...]) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        tensors: list[Tensor] = []
+        for kind, zero in zip(kinds, at, strict=True):
+            x = torch.rand(16, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+            x = x > 0.5 if kind == "b" else x.ceil().to(torch.int64) if kind == "i" else x
+            tensors.append((torch.zeros_like(x) if zero else x).requires_grad_(kind == "f"))
+        with torch.enable_grad():
+            result = _run(op, [tensors[i].clone() for i in order], arguments)
+            if result is None or not result.is_floating_point() or not result.isfinite().all():
+                return result is None or not result.is_floating_point()
+            if not result.requires_grad:
+                return True
+            given = [t for t in tensors if t.requires_grad]
+            try:
+                slopes = torch.autograd.grad(result.sum(), given, allow_unused=True)
+            except (RuntimeError, NotImplementedError):
+                return True  # it has no derivative, and so no slope to be infinite
+        return all(bool(s.isfinite().all()) for s in slopes if s is not None)
+
+    return finite((False,) * len(zeros)) and not finite(zeros)
+
+
+def _run(op: Any, tensors: list[Tensor], arguments: _Arguments) -> Tensor | None:
+    """The first result of the operator, None where it does not run on plain numbers: then nothing is known."""
+    operands = iter(tensors)
     args = pytree.tree_map_only(Ref, lambda _: next(operands), arguments.args)
     ignored = ("dtype", "device", "layout", "memory_format", "pin_memory", "out")
     kwargs = {k: v for k, v in arguments.kwargs.items() if k not in ignored}
     if any(isinstance(v, Ref) for v in kwargs.values()):
-        return False
+        return None
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             result = op(*args, **kwargs)
     except (RuntimeError, TypeError, NotImplementedError):
-        return False  # it does not run on plain numbers: nothing is known, and that is not zero
+        return None
     result = result[0] if isinstance(result, (list, tuple)) else result
-    return bool((result == 0).all())
+    return result if isinstance(result, Tensor) else None
 
 
 _MAKE_ZERO = {"aten.zeros": True, "aten.new_zeros": True, "aten.zeros_like": True}

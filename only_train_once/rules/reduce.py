@@ -55,7 +55,7 @@ def mean(c: Context, node: Node) -> None:
     dims = list(c.dims(x))
     for d in reduced:
         label = dims[d]
-        if not isinstance(label, Label):
+        if not isinstance(label, Label) or node.index in c.idle:  # nobody reads the mean
             continue
         alone = len(reduced) == 1
         if alone and _is_variance(c, node):
@@ -187,10 +187,11 @@ def ordered(c: Context, node: Node) -> None:
 
 @rule("aten.topk")
 def topk(c: Context, node: Node) -> None:
+    """Which indices are picked depends on all of them: one at zero is picked where the others are smaller."""
     x = c.tensors(node)[0]
     d = int(node.argument("dim", -1)) % max(c.rank(x), 1)
     dims = list(c.dims(x))
-    c.freeze(dims[d], f"the largest of this dim are picked at {c.graph.where(node)}")
+    c.freeze(dims[d], f"the largest of this dim are picked, a zero may be one, at {c.graph.where(node)}")
     dims[d] = None
     plain = without_zeros(dims)
     c.set(node, dims)

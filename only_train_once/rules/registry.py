@@ -56,7 +56,7 @@ class Context:
     """What a rule may ask and say.
 
     Reading: `tensors`, `shape`, `dim`, `dims`, `stated`. Stating: `tie`, `freeze`, `contract`, `need_zero`, `leak`,
-    `mark`, `attribute`, `norm`. Writing: `set`.
+    `mark`, `multiple`, `attribute`, `norm`. Writing: `set`.
     """
 
     graph: Graph
@@ -65,10 +65,13 @@ class Context:
     from_params: set[int] = field(default_factory=set)  # values that depend on parameters and constants alone
     demands: list[tuple[int, int]] = field(default_factory=list)  # (value, dim) that must be zero at removed units
     consumed: list[tuple[int, int]] = field(default_factory=list)  # (value, dim) of weights that read removed units
-    ignored: set[tuple[int, int]] = field(default_factory=set)  # (node, value): a demand stops here
+    ignored: set[tuple[int, int, int]] = field(default_factory=set)  # (node, value, dim): a walk back stops here
+    never_zero: frozenset[tuple[str, int]] = frozenset()  # (parameter, dim) that something divides by
+    breaks: list[tuple[int, int, Ids, str]] = field(default_factory=list)  # see `broken_by_zero`
     leaks: list[Ids] = field(default_factory=list)  # ids whose units get gradients at zero
     attributes: list[tuple[Attribute, Ids]] = field(default_factory=list)  # an attribute counts these ids
     norms: list[NormSite] = field(default_factory=list)
+    counted: list[tuple[SizeUse, Ids]] = field(default_factory=list)  # what code gave as a count, and of what
     met: list[tuple[tuple[int, int], Ids]] = field(default_factory=list)  # spread dims and what they met
     sizes: dict[tuple[int, int], Expr] = field(default_factory=dict)  # (value, dim) -> where its whole size came from
     unknown: dict[str, list[str]] = field(default_factory=dict)  # operator without a rule -> modules
@@ -105,8 +108,11 @@ class Context:
         if dims is None:
             value = self.graph.values[index]
             if value.kind in (ValueKind.PARAMETER, ValueKind.BUFFER):
-                zero = value.kind is ValueKind.PARAMETER and value.dtype.is_floating_point
-                dims = [self.store.fresh(n, zero) if n > 1 else None for n in value.shape]
+                zero = value.kind is ValueKind.PARAMETER and is_float(value.dtype)
+                dims = [
+                    self.store.fresh(n, zero and (value.name, d) not in self.never_zero) if n > 1 else None
+                    for d, n in enumerate(value.shape)
+                ]
                 self.from_params.add(index)
             else:
                 if value.kind is ValueKind.CONSTANT:
@@ -163,6 +169,19 @@ class Context:
     def consumers(self) -> dict[int, list[Node]]:
         """The nodes that read each value."""
         return self.graph.consumers()
+
+    @cached_property
+    def idle(self) -> set[int]:
+        """Nodes whose results reach no output and decide nothing: what they compute is never seen."""
+        needed, idle = set(self.graph.outputs), set[int]()
+        deciding = {branch.node for branch in self.graph.branches}
+        for node in reversed(self.graph.nodes):
+            made = {*node.outputs, *(new for new, _ in node.updates)}
+            if node.index in deciding or made & needed:
+                needed |= {*node.inputs, *(old for _, old in node.updates)}
+            else:
+                idle.add(node.index)
+        return idle
 
     @cached_property
     def calls(self) -> dict[str, list[ModuleCall]]:
@@ -265,6 +284,15 @@ class Context:
         if not both.all():
             self.leak(left.ids[~both])
 
+    def ignore(self, node: Node, index: int, *dims: int) -> None:
+        """What the node makes needs nothing of this value at removed indices (of these dims; none means all)."""
+        self.ignored |= {(node.index, index, d % self.rank(index)) for d in dims or range(self.rank(index))}
+
+    def broken_by_zero(self, node: Node, index: int, dim: int, ids: Ids) -> None:
+        """A 0 at these ids of the value gives a result, or a slope, that is not finite: parameters that would make
+        it 0 have to keep their values, and where that is not enough the ids freeze."""
+        self.breaks.append((index, dim, ids, f"a removed unit gives no finite number at {self.graph.where(node)}"))
+
     def leak(self, ids: Ids) -> None:
         """These units receive a gradient although they are at zero."""
         self.leaks.append(ids)
@@ -274,8 +302,18 @@ class Context:
         if isinstance(dim, Label):
             self.store.mark(dim.ids, mark)
 
+    def multiple(self, dim: Dim, of: int) -> None:
+        """What leaves of this dim is a multiple of ``of`` indices: the operator wants rows of such a length."""
+        if isinstance(dim, Label) and of > 1:
+            self.store.multiple(dim.ids, of)
+
     def attribute(self, node: Node, name: str, value: int, label: Label) -> None:
-        """The module's int attribute ``name`` counts these ids; without such an attribute they freeze."""
+        """What the code gave as ``name``, or the module's int attribute of that name, counts these ids; without
+        either they freeze."""
+        said = self.graph.counts.get(node.outputs[0]) if node.outputs[0] is not None else None
+        if said is not None and said.expr.kind != "const":
+            self.counted.append((said, label.ids))
+            return
         if self.graph.attributes.get(node.module, {}).get(name) == value:
             self.attributes.append(((node.module, name, None), label.ids))
         else:

@@ -64,23 +64,23 @@ def reshape(c: Context, node: Node, dims: list[Dim], old: tuple[int, ...], new: 
     return result
 
 
-@rule("aten.permute", "aten.transpose", "aten.t", "aten.swapaxes", "aten.movedim", "aten.numpy_T")
+@rule("aten.permute", "aten.transpose", "aten.t", "aten.swapaxes", "aten.movedim", "aten.numpy_T", "aten.permute_copy",
+      "aten.transpose_copy", "aten.t_copy")  # fmt: skip
 def permute(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     rank = c.rank(x)
     order = list(range(rank))
-    if node.name == "aten.permute":
+    kind = node.name.removesuffix("_copy")
+    if kind == "aten.permute":
         order = [int(d) % rank for d in node.argument("dims")]
     elif rank > 1:
-        a, b = (
-            (0, 1) if node.name == "aten.t" else (int(node.argument("dim0")) % rank, int(node.argument("dim1")) % rank)
-        )
+        a, b = (0, 1) if kind == "aten.t" else (int(node.argument("dim0")) % rank, int(node.argument("dim1")) % rank)
         order[a], order[b] = order[b], order[a]
     dims = c.dims(x)
     c.set(node, [dims[d] for d in order])
 
 
-@rule("aten.unsqueeze")
+@rule("aten.unsqueeze", "aten.unsqueeze_copy")
 def unsqueeze(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dims = list(c.dims(x))
@@ -88,7 +88,7 @@ def unsqueeze(c: Context, node: Node) -> None:
     c.set(node, dims)
 
 
-@rule("aten.squeeze")
+@rule("aten.squeeze", "aten.squeeze_copy")
 def squeeze(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     wanted = node.argument("dim")
@@ -108,7 +108,8 @@ def squeeze(c: Context, node: Node) -> None:
 def expand(c: Context, node: Node) -> None:
     """A dim that is repeated takes any label: it is the same value everywhere, also where a unit was removed.
 
-    Where the code took its size from a labelled dim, it is that label.
+    Where the code took its size from a labelled dim, it is that label; where it named an attribute, the ids are those
+    that the attribute counts.
     """
     x, out = c.tensors(node)[0], node.outputs[0]
     assert out is not None
@@ -126,6 +127,8 @@ def _repeated(c: Context, out: int, d: int) -> Dim:
     source = c.label(*said.args) if said is not None and said.kind == "dim" else None
     if source is not None and len(source) == c.shape(out)[d]:
         return source.with_zero(False)
+    if said is not None and said.kind == "attr":
+        return c.store.fresh(c.shape(out)[d], False)
     return Spread((out, d))
 
 
@@ -154,7 +157,7 @@ def repeat_interleave(c: Context, node: Node) -> None:
     c.set(node, dims)
 
 
-@rule("aten.slice")
+@rule("aten.slice", "aten.slice_copy")
 def slice_(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dims = list(c.dims(x))
@@ -180,15 +183,19 @@ def slice_(c: Context, node: Node) -> None:
     c.set(node, dims)
 
 
-@rule("aten.select")
+@rule("aten.select", "aten.select_copy")
 def select(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dims = list(c.dims(x))
-    c.freeze(dims.pop(int(node.argument("dim")) % len(dims)), f"one index is picked at {c.graph.where(node)}")
+    picked = dims.pop(int(node.argument("dim")) % len(dims))
+    made = node.outputs[0]
+    read = made in c.consumers or made in c.graph.outputs
+    if read or node.argument("index") != 0:  # `weight[0].numel()` asks for sizes alone
+        c.freeze(picked, f"one index is picked at {c.graph.where(node)}")
     c.set(node, dims)
 
 
-@rule("aten.unbind")
+@rule("aten.unbind", "aten.unbind_copy")
 def unbind(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dims = list(c.dims(x))
@@ -309,7 +316,7 @@ def triangle(c: Context, node: Node) -> None:
     c.keep(node, x, fixed=(-2, -1), why="its position decides what is masked")
 
 
-@rule("aten.unfold")
+@rule("aten.unfold", "aten.unfold_copy")
 def unfold(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     dims = list(c.dims(x))
@@ -406,7 +413,7 @@ def glu(c: Context, node: Node) -> None:
     c.set(node, dims)
 
 
-@rule("aten.diagonal")
+@rule("aten.diagonal", "aten.diagonal_copy")
 def diagonal(c: Context, node: Node) -> None:
     x = c.tensors(node)[0]
     rank = c.rank(x)

@@ -403,7 +403,7 @@ class CustomFunction(nn.Module):
 
 
 class UnknownOperator(nn.Module):
-    """A Fourier transform has no rule: what it touches freezes, the rest does not."""
+    """Singular values have no rule: what they touch freezes, the rest does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ class UnknownOperator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.square(self.fc1(x))
-        y = y * torch.fft.fft(y).real
+        y = y * torch.linalg.svdvals(y).sum()
         return self.out(F.relu(self.hidden(self.fc2(y))))
 
 
@@ -462,6 +462,36 @@ class DataFailure(DataBranch):
         if x.sum() > 1e9:
             x = self.a(x[:, :4].reshape(-1, 8) + x)
         return self.head(self.b(x))
+
+
+class ConstantBranch(DataBranch):
+    """What decides is computed from no data: the same layer runs always."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.b(x) if torch.ones(len(x)).cumsum(0).bool().all() else self.a(x)
+        return self.head(x)
+
+
+class RandomBranch(DataBranch):
+    """How often a layer runs is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for _ in range(int(torch.rand(()) + 1e-7)):
+            x = self.a(x)
+        return self.head(self.b(x))
+
+
+class WrittenBranch(DataBranch):
+    """What decides starts as a constant, and data are written into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        total += x.sum()
+        x = F.relu(self.stem(x))
+        x = self.a(x) if total > 1e9 else self.b(x)
+        return self.head(x)
 
 
 class Reused(nn.Module):
@@ -706,6 +736,9 @@ BASICS: dict[str, Case] = {
     "data_branches": Case(DataBranches, lambda: torch.randn(3, 6), 16),
     "data_count": Case(DataCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "data_failure": Case(DataFailure, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "constant_branch": Case(ConstantBranch, lambda: torch.randn(3, 6), 16),
+    "random_branch": Case(RandomBranch, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "written_branch": Case(WrittenBranch, lambda: torch.randn(3, 6), 16),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .case import Case
+from .weights import WEIGHTS
 
-SIGNAL: dict[str, Case] = {}
+SIGNAL: dict[str, Case] = {**WEIGHTS}

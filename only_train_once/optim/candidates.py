@@ -1,0 +1,82 @@
+"""Which groups can be pruned with an optimizer: those whose ``zero`` tensors it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from only_train_once.errors import ConfigurationError, NothingPrunableError
+from only_train_once.groups import PruningGroup, Role
+from only_train_once.masking import check
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a method may work on.
+
+    Attributes:
+        groups: prunable groups whose ``zero`` tensors are all trained.
+        dropped: name of every other group -> why not.
+        tensors: every tensor of ``groups`` by name.
+        trained: names of those the optimizer trains.
+        named_tensors: all parameters and buffers that were given, by name.
+    """
+
+    groups: tuple[PruningGroup, ...]
+    dropped: dict[str, str]
+    tensors: dict[str, Tensor]
+    trained: frozenset[str]
+    named_tensors: dict[str, Tensor]
+
+
+def find_candidates(
+    optimizer: Optimizer, groups: Iterable[PruningGroup], named_tensors: Mapping[str, Tensor]
+) -> Candidates:
+    """Choose the groups that can be pruned with this optimizer.
+
+    Raises:
+        ConfigurationError: a tensor is missing or has another shape; a trainable tensor of a group is not in the
+            optimizer's param_groups.
+        NothingPrunableError: no group is left; the message lists the reasons.
+    """
+    groups = tuple(groups)
+    prunable = [g for g in groups if g.prunable]
+    check(prunable, named_tensors)
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    kept: list[PruningGroup] = []
+    dropped = {g.name: g.reason or "marked unprunable" for g in groups if not g.prunable}
+    missing: dict[str, str] = {}
+    for group in prunable:
+        zero = [s.param for s in group.with_role(Role.ZERO)]
+        for name in [*zero, *(s.param for s in group.with_role(Role.CONSUMER))]:
+            if named_tensors[name].requires_grad and id(named_tensors[name]) not in owned:
+                missing.setdefault(name, group.name)
+        frozen = list(dict.fromkeys(name for name in zero if not named_tensors[name].requires_grad))
+        if not zero:
+            dropped[group.name] = "no slice has the role 'zero'"
+        elif frozen:
+            dropped[group.name] = f"not trained (requires_grad=False): {', '.join(frozen)}"
+        else:
+            kept.append(group)
+    if missing:
+        named = ", ".join(f"{name} (group {group})" for name, group in missing.items())
+        raise ConfigurationError(
+            f"these parameters have to be trained to prune their groups, but are in none of the optimizer's "
+            f"param_groups: {named}; give them to the optimizer, set requires_grad_(False) on them, or mark their "
+            f"groups unprunable"
+        )
+    for group in prunable:
+        if group.name in dropped:
+            logger.info("group %s is left alone: %s", group.name, dropped[group.name])
+    if not kept:
+        listed = "".join(f"\n  {name}: {reason}" for name, reason in dropped.items()) or " there is no group at all"
+        raise NothingPrunableError(f"no group can be pruned:{listed}")
+    used = {name: named_tensors[name] for group in kept for name in group.params}
+    trained = frozenset(n for n, t in used.items() if id(t) in owned)
+    return Candidates(tuple(kept), dropped, used, trained, dict(named_tensors))

@@ -1,0 +1,92 @@
+"""What a pruning method is to the optimizer it is attached to."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch.optim import Optimizer
+
+from only_train_once.optim.candidates import Candidates
+
+Companions = Mapping[str, Mapping[str, Any]]  # what it is -> parameter name -> tensor, or a dictionary of tensors
+
+
+class Method(ABC):
+    """A pruning method: what happens before and after the base optimizer's step.
+
+    It holds parameters by reference, so ``copy.deepcopy((model, optimizer))`` copies it consistently.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.groups = candidates.groups
+        self.dropped = candidates.dropped
+        self.tensors = candidates.tensors
+        self.trained = candidates.trained
+        self.named_tensors = candidates.named_tensors
+        self.step = 0  # optimizer steps taken
+        self.shortfall = 0  # units asked for minus units that will be removed
+
+    @property
+    @abstractmethod
+    def period(self) -> int:
+        """Periods begun."""
+
+    @property
+    @abstractmethod
+    def redundant(self) -> dict[str, list[int]]:
+        """Group name -> units chosen for removal so far, ascending."""
+
+    @property
+    @abstractmethod
+    def removed(self) -> dict[str, list[int]]:
+        """Group name -> units that are at zero for good, ascending."""
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether counting steps no longer matters."""
+
+    @abstractmethod
+    def before(self, optimizer: Optimizer) -> None:
+        """Called once per step, when gradients are there and no weight has changed."""
+
+    @abstractmethod
+    def after(self, optimizer: Optimizer) -> None:
+        """Called after the base step; ``self.step`` is still the number of this step."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What has to be saved: numbers, strings, lists, small tensors."""
+
+    @property
+    def companions(self) -> Companions:
+        """What has to be saved with the state of single parameters."""
+        return {}
+
+    @abstractmethod
+    def check_state(self, state: Mapping[str, Any], companions: Companions) -> None:
+        """Raise CheckpointError unless `load_state` can take these."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any], companions: Companions) -> None:
+        """Take over a saved state."""
+
+
+METHODS: dict[str, Callable[..., Method]] = {}
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Make a method known to `attach` under its ``name``."""
+    assert cls.name not in METHODS, f"method {cls.name!r} is registered twice"
+    METHODS[cls.name] = cls
+    return cls
+
+
+def accepted_arguments(method: str) -> list[str]:
+    """Names of the arguments a method takes from users."""
+    return [name for name in inspect.signature(METHODS[method]).parameters if name != "candidates"]

@@ -1,0 +1,137 @@
+"""Scores of all units at one step: the one place of a run that waits for the device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from only_train_once.errors import NumericalError
+from only_train_once.groups import PruningGroup, Role
+from only_train_once.importance import Criteria, needs_gradients, resolve, score_groups
+from only_train_once.optim.arguments import tensor_roles, whole
+from only_train_once.optim.average import GradientAverage, params_of
+from only_train_once.optim.candidates import Candidates
+from only_train_once.optim.state import check_shapes, saved_count
+
+logger = logging.getLogger(__name__)
+
+SUMS = "gradient_sum"  # what the sums of an unfinished window are saved as
+_MAX_WINDOW = 10
+
+
+class Scoring:
+    """Scores from gradients averaged over the last ``window`` steps before a scoring, that step included.
+
+    Args:
+        candidates: what is scored.
+        criteria: see ``importance.resolve``.
+        roles: slices the named criteria look at; a user's function is shown the gradients of all slices.
+        window: steps to average over, at most ``length``; None for 10 at most.
+        length: steps between two scorings.
+    """
+
+    def __init__(
+        self, candidates: Candidates, criteria: Criteria, roles: Collection[Role], window: int | None, length: int
+    ) -> None:
+        self.groups, self.tensors = candidates.groups, candidates.tensors
+        self.roles = tensor_roles(roles)
+        self.criteria = resolve(criteria)
+        if window is not None:
+            whole("window", window, 1)
+        self.window = min(length, window or _MAX_WINDOW) if needs_gradients(self.criteria) else 1
+        seen = tuple(Role) if callable(self.criteria) else self.roles
+        self.average = GradientAverage(params_of(self.groups, seen, candidates.trained))
+
+    def collect(self, optimizer: Optimizer, step: int, scoring: int) -> None:
+        """Add the gradients of ``step`` if it lies in the window that ends with the step ``scoring``."""
+        first = scoring - self.window + 1
+        # One more would be this step's, added before something interrupted it.
+        if first <= step and self.average.count <= step - first:
+            self.average.add(optimizer, self.tensors)
+
+    def scores(self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+        """Per group the scores of its units; ends the window.
+
+        Raises:
+            NumericalError: an averaged gradient, or the score of a unit that is not ``ignored``, is not finite. No
+                weight was changed, and the window is intact unless an earlier step had spoilt it.
+        """
+        gradients = self.average.mean_with(optimizer, self.tensors)
+        finite = {n: torch.isfinite(g).all() for n, g in gradients.items()}
+        scores = score_groups(self.groups, self.tensors, gradients, self.criteria, self.roles)
+        values, sound = _fetch(scores, list(finite.values()))
+        bad = [n for n, ok in zip(finite, sound, strict=True) if not ok]
+        if bad:
+            steps = self.average.count + 1
+            self.average.reset_unless_finite()
+            raise NumericalError(
+                f"step {step}: the gradients averaged over {steps} step(s) are not finite in "
+                f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; no unit can be scored. No weight was changed: "
+                f"skip this batch, lower the learning rate, or use a GradScaler"
+            )
+        per_group = split(values, self.groups)
+        for group, score, skip in zip(self.groups, per_group, split(ignored, self.groups), strict=True):
+            strange = np.flatnonzero(~np.isfinite(score) & ~skip)
+            if len(strange):
+                raise NumericalError(
+                    f"step {step}: the score of unit {strange[0]} of group {group.name!r} is {score[strange[0]]}; "
+                    f"no weight was changed. Look for NaN or infinite weights in "
+                    f"{', '.join(s.param for s in group.with_role(Role.ZERO))}"
+                )
+        self.average.reset()
+        return per_group
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"window_count": self.average.count}
+
+    @property
+    def companions(self) -> dict[str, dict[str, Tensor]]:
+        return {SUMS: self.average.sums} if self.average.sums else {}
+
+    def check_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
+        saved_count(state, "window_count")
+        check_shapes(SUMS, companions.get(SUMS, {}), self.tensors)
+
+    def load_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
+        self.average.reset()
+        count, sums = int(state["window_count"]), companions.get(SUMS, {})
+        if count and not sums and needs_gradients(self.criteria):
+            logger.warning(
+                "the saved state lies %d step(s) into an averaging window, but its gradient sums were not saved with "
+                "it: the average starts afresh",
+                count,
+            )
+            return
+        self.average.sums = {n: v.to(self.tensors[n].device, copy=True) for n, v in sums.items()}
+        self.average.count = count
+
+
+def _fetch(scores: Sequence[Tensor], flags: Sequence[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of all groups in order and flags, brought to the host in one transfer."""
+    device = scores[0].device
+    packed = [s.double().to(device) for s in scores]
+    units = sum(len(s) for s in scores)
+    if flags:
+        packed.append(torch.stack([f.to(device) for f in flags]).double())
+    values = torch.cat(packed).cpu().numpy()
+    return values[:units], values[units:]
+
+
+def split(flat: NDArray[Any], groups: Sequence[PruningGroup]) -> list[NDArray[Any]]:
+    """One value per unit of all groups in order -> one array per group, views of the same memory."""
+    return np.split(flat, np.cumsum([g.size for g in groups])[:-1])
+
+
+def units_by_group(flat: NDArray[np.bool_], groups: Sequence[PruningGroup]) -> dict[str, NDArray[np.int64]]:
+    """Group name -> units, from one flag per unit of all groups in order."""
+    parts = zip(groups, split(flat, groups), strict=True)
+    return {g.name: np.flatnonzero(part).astype(np.int64) for g, part in parts}
