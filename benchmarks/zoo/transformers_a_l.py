@@ -85,6 +85,11 @@ _TILES_INPUTS: dict[str, Callable[[Draw], Any] | None] = {
 }
 
 
+def _image_then_words(image: int) -> Callable[[Draw], Tensor]:
+    """So many tokens of an image, then words."""
+    return lambda d: torch.cat([torch.full((BATCH, image), d.find("image_token_index")), d.words(BATCH, LENGTH)], 1)
+
+
 def _marked(image: int) -> Callable[[Draw], Tensor]:
     """Where the words are an image: after the first."""
     return lambda d: ((torch.arange(LENGTH) > 0) & (torch.arange(LENGTH) <= image)).long().repeat(BATCH, 1)
@@ -308,7 +313,7 @@ EXCEPTIONS: dict[str, Exception_] = {
             "deepstack_layer_map": [(0, 0), (1, 1)],
             "spatial_target_layers": [1],
         },
-        inputs=_TILES_INPUTS,
+        inputs={**_TILES_INPUTS, "input_ids": _image_then_words(52)},
     ),
     "granite_docling": Exception_(
         inputs={"pixel_values": normal(2, 3, 64, 64), "pixel_attention_mask": lambda d: torch.ones(BATCH, 2).bool()}
