@@ -403,6 +403,7 @@ EXCEPTIONS: dict[str, Exception_] = {
 }
 
 _PART = "a part without a class of its own; it runs inside {}"
+_ASSISTANT = "cannot be made: all its layers have to share keys and values, and one of each type has to make them"
 _NO_FORWARD = "its class has no forward; it only encodes inside {}"
 NOT_RUNNABLE: dict[str, str] = {
     "bark": "BarkModel has no forward: its parts take turns while generating",
@@ -416,6 +417,8 @@ NOT_RUNNABLE: dict[str, str] = {
     "edgetam_prompt_encoder": _PART.format("edgetam"),
     "edgetam_video_mask_decoder": _PART.format("edgetam_video"),
     "edgetam_video_prompt_encoder": _PART.format("edgetam_video"),
+    "gemma4_assistant": _ASSISTANT,
+    "gemma4_unified_assistant": _ASSISTANT,
     "gemma4_unified_audio": _PART.format("gemma4_unified"),
     "gemma4_unified_vision": _PART.format("gemma4_unified"),
     "higgs_audio_v2_tokenizer": "needs the compiled package torchaudio",
