@@ -43,7 +43,7 @@ class SizeInt(int):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (int, (int(self),))
+        return (int, (int.__int__(self),))
 
     def __repr__(self) -> str:
         return int.__repr__(self)
@@ -100,6 +100,11 @@ class SizeInt(int):
         return SizeInt(int.__neg__(self), Expr("-", (Expr("const", (0,)), self.expr)), self.log)
 
 
+def plain(value: Any) -> int:
+    """The number without its origin, for those who note the origin themselves."""
+    return int.__int__(value) if isinstance(value, SizeInt) else int(value)
+
+
 def expr_of(value: Any) -> Expr:
     """The expression of an int, or a literal."""
     return value.expr if isinstance(value, SizeInt) else Expr("const", (int(value),))
@@ -117,6 +122,24 @@ def _binary(symbol: str, function: Callable[[Any, Any], Any], reflected: bool) -
 
     return method
 
+
+def _plain(name: str) -> Callable[..., Any]:
+    """An operation whose result is an int without an origin (``int(size)``, ``round(size)``, ``size << 1``)."""
+    function = getattr(int, name)
+
+    def method(self: SizeInt, *others: Any) -> Any:
+        self.escapes()
+        return function(self, *others)
+
+    return method
+
+
+for _name in (
+    "__int__", "__trunc__", "__floor__", "__ceil__", "__round__", "__abs__", "__invert__", "__divmod__", "__rdivmod__",
+    "__lshift__", "__rlshift__", "__rshift__", "__rrshift__", "__and__", "__rand__", "__or__", "__ror__", "__xor__",
+    "__rxor__",
+):  # fmt: skip
+    setattr(SizeInt, _name, _plain(_name))
 
 for _symbol, _name, _function in (
     ("+", "add", operator.add),

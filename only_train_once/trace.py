@@ -39,7 +39,7 @@ from .inputs import (
     no_fast_paths,
     tensors_of,
 )
-from .sizes import SizeInt, SizeLog, expr_of
+from .sizes import SizeInt, SizeLog, expr_of, plain
 
 logger = logging.getLogger(__name__)
 
@@ -680,7 +680,7 @@ class _FunctionRecorder(TorchFunctionMode):
         value = self.recorder.value_of(tensor)
         if isinstance(result, int):  # size(dim)
             dim = (args[1] if len(args) > 1 else kwargs["dim"]) % tensor.dim()
-            return SizeInt(result, Expr("dim", (value, int(dim))), self.log)
+            return SizeInt(result, Expr("dim", (value, plain(dim))), self.log)
         return torch.Size([SizeInt(n, Expr("dim", (value, d)), self.log) for d, n in enumerate(result)])
 
     def numel(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -768,13 +768,13 @@ class _FunctionRecorder(TorchFunctionMode):
         dim = bound.get("dim", 0) % tensor.dim()
         if isinstance(size, int):
             self._parts(tensor, dim, size, func)
-            self._use(tensor, dim, min(int(size), tensor.shape[dim]), expr_of(size), func)
+            self._use(tensor, dim, min(plain(size), tensor.shape[dim]), expr_of(size), func)
             return result
         position, expr = 0, Expr("const", (0,))
         for made, part in zip(result, size, strict=False):
             self._use(made, dim, made.shape[dim], expr_of(part), func)
         for part in size[:-1]:
-            position, expr = position + int(part), _plus(expr, expr_of(part))
+            position, expr = position + plain(part), _plus(expr, expr_of(part))
             self._use(tensor, dim, position, expr, func)
         self._use(tensor, dim, tensor.shape[dim], _plus(expr, expr_of(size[-1])), func)
         return result
@@ -793,8 +793,8 @@ class _FunctionRecorder(TorchFunctionMode):
         if isinstance(bound["start"], int):
             dim = bound["dim"] % tensor.dim()
             start, length = bound["start"], bound["length"]
-            self._use(tensor, dim, int(start), expr_of(start), func)
-            self._use(tensor, dim, int(start) + int(length), _plus(expr_of(start), expr_of(length)), func)
+            self._use(tensor, dim, plain(start), expr_of(start), func)
+            self._use(tensor, dim, plain(start) + plain(length), _plus(expr_of(start), expr_of(length)), func)
         return result
 
     def getitem(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -812,7 +812,7 @@ class _FunctionRecorder(TorchFunctionMode):
                 length = tensor.shape[dim]
                 for bound in (item.start, item.stop):
                     if isinstance(bound, int) and bound != 0 and -length <= bound < length:
-                        position = int(bound) if bound >= 0 else length + int(bound)
+                        position = plain(bound) if bound >= 0 else length + plain(bound)
                         expr = expr_of(bound)
                         if bound < 0:
                             expr = _plus(Expr("dim", (self.recorder.value_of(tensor), dim)), expr)
@@ -846,10 +846,14 @@ class _FunctionRecorder(TorchFunctionMode):
         return result
 
     def _use(self, tensor: Tensor, dim: int, position: int, expr: Expr, func: Any) -> None:
-        self.recorder.uses.append(SizeUse(self.recorder.value_of(tensor), dim, int(position), expr, self._where(func)))
+        self.recorder.uses.append(
+            SizeUse(self.recorder.value_of(tensor), dim, plain(position), expr, self._where(func))
+        )
 
     def _parts(self, tensor: Tensor, dim: int, size: int, func: Any) -> None:
-        self.recorder.equal_parts.append(EqualParts(self.recorder.value_of(tensor), dim, int(size), self._where(func)))
+        self.recorder.equal_parts.append(
+            EqualParts(self.recorder.value_of(tensor), dim, plain(size), self._where(func))
+        )
 
     def _where(self, func: Any) -> str:
         return f"{getattr(func, '__name__', func)} in {self.recorder.stack[-1] or 'the model'}"
@@ -970,9 +974,9 @@ def _int_attributes(module: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in vars(module).items():
         if isinstance(value, int) and not isinstance(value, bool):
-            found[name] = int(value)
+            found[name] = plain(value)
         elif isinstance(value, (tuple, list)):
-            found |= {f"{name}[{i}]": int(v) for i, v in enumerate(value) if isinstance(v, int)}
+            found |= {f"{name}[{i}]": plain(v) for i, v in enumerate(value) if isinstance(v, int)}
     return found
 
 

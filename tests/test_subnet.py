@@ -49,7 +49,7 @@ def test_finds_what_it_should(case: Case, wide: bool) -> None:
         assert any(case.reason in (g.reason or "") for g in groups), groups
 
 
-@pytest.mark.parametrize("name", ["data_branch", "data_branches"])
+@pytest.mark.parametrize("name", ["data_branch", "data_branches", "written_branch"])
 def test_what_the_example_does_not_decide_is_exact_too(name: str) -> None:
     model, inputs, groups = prepared(ZOO[name], wide=False)
     zero(model, groups, choose(groups))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoformerConfig, Gemma4Config, Gemma4UnifiedConfig, InformerConfig
+from transformers import AutoformerConfig, EfficientLoFTRConfig, Gemma4Config, Gemma4UnifiedConfig, InformerConfig
 
 from .transformers_exceptions import Exception_
 from .transformers_inputs import BATCH, FRAMES, LENGTH, Draw
@@ -83,6 +83,11 @@ _TILES_INPUTS: dict[str, Callable[[Draw], Any] | None] = {
     "pixel_values": _tiles,
     "image_sizes": lambda d: torch.tensor([[64, 128]] * BATCH),
 }
+
+
+def _image_then_words(image: int) -> Callable[[Draw], Tensor]:
+    """So many tokens of an image, then words."""
+    return lambda d: torch.cat([torch.full((BATCH, image), d.find("image_token_index")), d.words(BATCH, LENGTH)], 1)
 
 
 def _marked(image: int) -> Callable[[Draw], Tensor]:
@@ -210,7 +215,7 @@ EXCEPTIONS: dict[str, Exception_] = {
     "dia_decoder": Exception_(
         inputs={"input_ids": ids(LENGTH, 9), "encoder_hidden_states": hidden(9, "cross_hidden_size")}
     ),
-    "depth_pro": Exception_(config={"intermediate_hook_ids": [1, 0]}),
+    "depth_pro": Exception_(config={"intermediate_hook_ids": [1, 0], "scaled_images_feature_dims": (32, 32, 32)}),
     "diffusion_gemma_text": Exception_(config={"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
     "dots1": Exception_(config={"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}),
     "dots3_note": Exception_(inputs={"input_features": None}),
@@ -233,7 +238,9 @@ EXCEPTIONS: dict[str, Exception_] = {
         }
     ),
     "efficientloftr": Exception_(
-        config={"num_attention_heads": 8, "num_key_value_heads": 8}, inputs={"pixel_values": normal(2, 3, 64, 64)}
+        make=lambda: EfficientLoFTRConfig(stage_num_blocks=[1, 2, 2, 2], num_attention_layers=1),
+        small=True,
+        inputs={"pixel_values": normal(2, 3, 64, 64)},
     ),
     "efficientnet": Exception_(config=_BLOCKS),
     "encodec": Exception_(inputs={"input_values": normal(1, 3200)}),
@@ -271,18 +278,24 @@ EXCEPTIONS: dict[str, Exception_] = {
         inputs={"audio_mel": normal(FRAMES, 128), "audio_mel_mask": lambda d: torch.zeros(BATCH, FRAMES).bool()}
     ),
     "gemma3n_text": Exception_(config={"num_kv_shared_layers": 0}),
-    "gemma3n": Exception_(config={"vision_soft_tokens_per_image": 4}),
+    "gemma3n": Exception_(
+        config={"vision_soft_tokens_per_image": 4},
+        inputs={"input_features": None, "input_features_mask": None},
+        note="words and images",
+    ),
     "gemma3n_vision": Exception_(
         config={"architecture": "mobilenetv4_conv_small_035", "hidden_size": 336},
         note="a small network of timm in place of mobilenetv5_300m",
     ),
     "gemma4": Exception_(
         make=lambda: Gemma4Config(vision_config={}),
-        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places},
+        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places, "input_features": None},
+        note="words and images",
     ),
     "gemma4_unified": Exception_(
         make=lambda: Gemma4UnifiedConfig(vision_config={}),
-        inputs={"pixel_values": normal(36, 192), "image_position_ids": _places},
+        inputs={"pixel_values": normal(36, 1728), "image_position_ids": _places, "input_features": None},
+        note="words and images",
     ),
     "gemma4_audio": Exception_(inputs={"input_features": normal(FRAMES, 128)}),
     "gemma4_vision": Exception_(inputs={"pixel_values": normal(36, 192), "pixel_position_ids": _places}),
@@ -300,14 +313,17 @@ EXCEPTIONS: dict[str, Exception_] = {
             "deepstack_layer_map": [(0, 0), (1, 1)],
             "spatial_target_layers": [1],
         },
-        inputs=_TILES_INPUTS,
+        inputs={**_TILES_INPUTS, "input_ids": _image_then_words(52)},
     ),
     "granite_docling": Exception_(
         inputs={"pixel_values": normal(2, 3, 64, 64), "pixel_attention_mask": lambda d: torch.ones(BATCH, 2).bool()}
     ),
     **dict.fromkeys(
         ("granite_speech", "granite_speech_plus"),
-        Exception_(config={"window_size": 15}, inputs={"input_features": hidden(FRAMES, "input_dim")}),
+        Exception_(
+            config={"window_size": 15, "projector_config.encoder_hidden_size": 80},
+            inputs={"input_features": hidden(FRAMES, "input_dim")},
+        ),
     ),
     "granite_speech5_ctc": Exception_(inputs={"input_features": normal(FRAMES, 4 * MEL)}),
     "granite_speech5_encoder": Exception_(inputs={"input_features": normal(FRAMES, 4 * MEL)}),
@@ -369,7 +385,8 @@ EXCEPTIONS: dict[str, Exception_] = {
     "levit": Exception_(config={"patch_size": 16}),
     "lfm2_moe": Exception_(config={"layer_types": ["conv", "full_attention"]}),
     "lightglue": Exception_(
-        config={"keypoint_detector_config.keypoint_decoder_dim": 65}, inputs={"pixel_values": normal(2, 3, 64, 64)}
+        config={"keypoint_detector_config.keypoint_decoder_dim": 65, "intermediate_size": 160},
+        inputs={"pixel_values": normal(2, 3, 64, 64)},
     ),
     "lilt": Exception_(config={"hidden_size": 48}),
     "llama4_vision_model": Exception_(
@@ -386,6 +403,7 @@ EXCEPTIONS: dict[str, Exception_] = {
 }
 
 _PART = "a part without a class of its own; it runs inside {}"
+_ASSISTANT = "cannot be made: all its layers have to share keys and values, and one of each type has to make them"
 _NO_FORWARD = "its class has no forward; it only encodes inside {}"
 NOT_RUNNABLE: dict[str, str] = {
     "bark": "BarkModel has no forward: its parts take turns while generating",
@@ -399,6 +417,8 @@ NOT_RUNNABLE: dict[str, str] = {
     "edgetam_prompt_encoder": _PART.format("edgetam"),
     "edgetam_video_mask_decoder": _PART.format("edgetam_video"),
     "edgetam_video_prompt_encoder": _PART.format("edgetam_video"),
+    "gemma4_assistant": _ASSISTANT,
+    "gemma4_unified_assistant": _ASSISTANT,
     "gemma4_unified_audio": _PART.format("gemma4_unified"),
     "gemma4_unified_vision": _PART.format("gemma4_unified"),
     "higgs_audio_v2_tokenizer": "needs the compiled package torchaudio",

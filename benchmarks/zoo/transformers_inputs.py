@@ -178,11 +178,13 @@ def _place(d: Draw, made: dict[str, Any], kind: str, source: str) -> None:
     accepted = inspect.signature(features).parameters
     with torch.no_grad():
         out = features(**{k: v for k, v in made.items() if k in accepted and k != "input_ids"})
+    width = d.model.get_input_embeddings().embedding_dim
     if not isinstance(out, (Tensor, list, tuple)):
+        if out.pooler_output is None:
+            width = out.last_hidden_state.shape[-1]
         out = out.last_hidden_state if out.pooler_output is None else out.pooler_output
     while isinstance(out, (list, tuple)) and not isinstance(out[0], Tensor):
         out = out[0]
-    width = d.model.get_input_embeddings().embedding_dim
     total = sum(t.numel() for t in (out if isinstance(out, (list, tuple)) else [out])) // width
     tokens = torch.full((BATCH, total // BATCH), token)
     made["input_ids"] = torch.cat([made["input_ids"][:, :3], tokens, made["input_ids"][:, 3:]], 1)
