@@ -4,6 +4,7 @@
 # make zoo    every network of torchvision, a timm network of every module, every transformers type (hours, resumable)
 # make generated   2,000 random networks, each cut at random and compared
 # make scaling     how the analysis grows: 64 layers, 1,000 layers, 70 billion parameters
+# make operators   every operator of torch, cut between layers
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -18,7 +19,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -52,7 +53,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling: $(VENV)/.dev
+zoo generated scaling operators: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 format: $(VENV)/.dev
