@@ -53,7 +53,7 @@ def main() -> None:
         "",
         f"`python -m benchmarks.operators --samples {options.samples}` with torch {torch.__version__}: samples of",
         "torch's own table of operators, each between layers that make its operands and read its results; operands are",
-        "activations, activations that are not zero where their unit is, and weights, in turns, also in inference mode.",
+        "activations, activations that are not zero where their unit is, and weights in turns, also in inference mode.",
         "What the analysis offers is removed and compared in float64 on other values (1e-9). A dim that a cut of the",
         "operator alone shows to be removable, and that is frozen, is listed.",
         "",
