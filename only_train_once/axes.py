@@ -261,6 +261,10 @@ def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attr
                     c.store.equal(source.ids, ids)
             else:
                 c.store.freeze(ids, f"its size is that of a fixed dim by {use.where}")
+        elif (repeated := _repeated(c, expr, ids)) is not None:
+            known = bound.setdefault(*repeated)
+            if len(known) == len(repeated[1]):
+                c.store.equal(known, repeated[1])
         else:
             suffix = _suffix(expr, c)
             if suffix is not None:  # x[-3:] of a dim: the last three stay
@@ -270,6 +274,15 @@ def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attr
     for guard in c.graph.guards:
         _bind_guard(c, guard, bound)
     return bound
+
+
+def _repeated(c: Context, expr: Expr, ids: Ids) -> tuple[Attribute, Ids] | None:
+    """``batch * self.heads``: the attribute counts what stands there once for every image."""
+    for leaf in expr.args if expr.kind == "*" else ():
+        size = _attribute_value(c.graph, *leaf.args) if leaf.kind == "attr" else 0
+        if 1 < size < len(ids) and len(ids) % size == 0 and np.array_equal(np.resize(ids[:size], len(ids)), ids):
+            return leaf.args, ids[:size]
+    return None
 
 
 def _suffix(expr: Expr, c: Context) -> int | None:

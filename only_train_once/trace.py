@@ -721,6 +721,13 @@ class _FunctionRecorder(TorchFunctionMode):
                     self._use(result, dim, result.shape[dim], expr_of(size), func)
         return result
 
+    def filled(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Sizes, and then the number that is everywhere."""
+        given = [*args, *(kwargs[name] for name in ("size", "fill_value") if name in kwargs)]
+        *before, size, number = given
+        self.data(func, (number,), {}, result)
+        return self.sizes(func, (*before, size), {}, result)
+
     def like(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """The sizes are those of another tensor: expand_as, view_as, reshape_as."""
         other = args[1] if len(args) > 1 else kwargs["other"]
@@ -753,7 +760,7 @@ class _FunctionRecorder(TorchFunctionMode):
 
     def arange(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """Numbers up to a size, or from one size to another; of other steps and of numbers by name the sizes stay."""
-        start, end = (0, *args) if len(args) == 1 else (*args, None)[:2]
+        start, end = (0, *args) if len(args) == 1 else (*args, None, None)[:2]
         if isinstance(start, (int, float)) and int(start) == start and isinstance(end, int) and len(args) <= 2:
             expr = expr_of(end) if start == 0 else Expr("-", (expr_of(end), expr_of(start)))
             self._use(result, 0, result.shape[0], expr, func)
@@ -870,9 +877,9 @@ def _handlers() -> dict[Any, Callable[..., Any]]:
         mode.data: (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, t.new_tensor),
         mode.sizes: (
             t.view, t.reshape, torch.reshape, t.expand, torch.broadcast_to, t.broadcast_to, torch.zeros, torch.ones,
-            torch.empty, torch.rand, torch.randn, torch.full, t.new_zeros, t.new_ones, t.new_empty, t.new_full,
-            t.sum_to_size,
+            torch.empty, torch.rand, torch.randn, t.new_zeros, t.new_ones, t.new_empty, t.sum_to_size,
         ),
+        mode.filled: (torch.full, t.new_full),
         mode.like: (t.expand_as, t.view_as, t.reshape_as),
         mode.broadcast: (torch.broadcast_tensors, torch.functional.broadcast_tensors, torch._VF.broadcast_tensors),  # type: ignore[attr-defined]
         mode.unflatten: (t.unflatten, torch.unflatten),

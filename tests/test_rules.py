@@ -681,6 +681,12 @@ SHAPE = {
     ),
     "repeated_then_heads": flat(lambda m, x: x.repeat_interleave(3, 1).view(3, m.h, -1).sum(1), 4, after=12, h=2),
     # heads are put beside the images, and taken back into the channels without saying how many there were
+    # the count of heads is named nowhere but times that of images
+    "heads_times_batch": seq(
+        lambda m, x: x.transpose(1, 2).reshape(x.shape[0] * m.h, -1, 4).tanh().view(2, -1, 4).transpose(1, 2),
+        4 + 2,
+        h=4,
+    ),
     "heads_beside_batch": seq(
         lambda m, x: (
             m.b(x).view(2, 4, m.h, -1).flatten(2).transpose(1, 2).reshape(2 * m.h, -1, 4).view(2, -1, 4).transpose(1, 2)
@@ -1091,6 +1097,7 @@ POINTWISE = {
         lambda m, x: torch.cat([x, torch.arange(x.shape[-1], 12, dtype=x.dtype).expand(2, 4, -1)], -1), 0, after=12
     ),
     "table_of_steps": seq(lambda m, x: x + torch.arange(0, 2 * x.shape[-1], 2, dtype=x.dtype), 0),
+    "table_by_name": seq(lambda m, x: x + torch.arange(end=x.shape[-1], dtype=x.dtype), 0),
     "full_of_width": seq(lambda m, x: x + torch.full((4, x.shape[-1]), 2.0, dtype=x.dtype), 8),
     "full_of_width_by_method": seq(lambda m, x: x * x.new_full((x.size(-1),), 2.0), 8),
     "parameter_table": seq(lambda m, x: x + m.t, 8, t=parameter(1, 4, 8)),

@@ -211,6 +211,7 @@ class Scaled(nn.Module):
         pytest.param(lambda h: torch.add(h, 1, alpha=h.shape[1]), id="alpha"),
         pytest.param(lambda h: h / torch.sqrt(torch.tensor(h.shape[1])), id="tensor"),
         pytest.param(lambda h: h * torch.full((1,), h.shape[1]), id="full"),
+        pytest.param(lambda h: h * h.new_full((1,), fill_value=h.shape[1]), id="new_full"),
         pytest.param(lambda h: h * math.sqrt(h.shape[1]), id="math"),
         pytest.param(lambda h: h * float(np.sqrt(h.shape[1])), id="numpy"),
         pytest.param(lambda h: h * int(h.shape[1]) ** -0.5, id="int"),
