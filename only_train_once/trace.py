@@ -651,7 +651,7 @@ class _FunctionRecorder(TorchFunctionMode):
         """
         leaves = pytree.tree_leaves((args, kwargs))
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        known = {int(leaf) for leaf in leaves if isinstance(leaf, int)}
+        known = {plain(leaf) for leaf in leaves if isinstance(leaf, int)}
         counts: set[int] = set()
         for node in self.recorder.nodes[first:]:
             if node.name == "aten.expand":
@@ -841,7 +841,7 @@ class _FunctionRecorder(TorchFunctionMode):
         given = args[place] if len(args) > place else kwargs.get(name, 1)
         if isinstance(result, Tensor):
             value = self.recorder.value_of(result)
-            self.recorder.counts[value] = SizeUse(value, 1, int(given), expr_of(given), self._where(func))
+            self.recorder.counts[value] = SizeUse(value, 1, plain(given), expr_of(given), self._where(func))
         return result
 
     def attention(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -916,7 +916,7 @@ _FITS = frozenset(
 
 def _is_count(value: Any, given: Sequence[Any]) -> bool:
     """Whether an operand is a whole number above 1 that the caller did not give."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 2 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 2 or value != plain(value):
         return False
     return not any(type(leaf) in (int, float) and leaf == value for leaf in given)
 
