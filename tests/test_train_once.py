@@ -1,8 +1,9 @@
-"""The whole path on one network: analyse, train with HESSO, construct, verify, save, load."""
+"""The whole path on one network: analyse, train with each method, construct, verify, save, load."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,20 +41,30 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Non
         optimizer.step()
 
 
-@pytest.mark.parametrize("variant", ["sgd", "adam", "adamw"])
+_PERIODS = {"start_pruning_step": 3, "pruning_steps": 8, "pruning_periods": 3}
+METHODS: dict[str, dict[str, Any]] = {
+    "hesso": _PERIODS,
+    "hspg": {**_PERIODS, "lmbda": 5.0, "epsilon": 0.9},
+    "ada_hspg": {**_PERIODS, "lmbda": 5.0, "epsilon": 0.9},
+    "dhspg": {**_PERIODS, "lmbda": 5.0, "epsilon": 0.95},
+    "hesso_cric": {"start_cric_step": 3, "sampling_steps": 2, "max_cycle_period": 3, "hybrid_training_steps": 4},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("variant", ["sgd", "adamw"])
 @pytest.mark.parametrize("divisible", [1, 8])
 @pytest.mark.parametrize(("sparsity", "expected"), [(0.1, 24), (0.5, 120), (0.9, 216)])
-def test_exactly_as_many_units_as_asked(variant: str, divisible: int, sparsity: float, expected: int) -> None:
+def test_exactly_as_many_units_as_asked(
+    method: str, variant: str, divisible: int, sparsity: float, expected: int
+) -> None:
     model = Net()
     oto = OTO(model, dummy_input=torch.randn(2, 3, 6, 6))
-    optimizer = oto.hesso(
-        variant=variant, lr=1e-2, weight_decay=1e-3, target_group_sparsity=sparsity, start_pruning_step=3,
-        pruning_steps=8, pruning_periods=3, group_divisible=divisible,
-    )  # fmt: skip
+    arguments = {"target_group_sparsity": sparsity, "group_divisible": divisible, **METHODS[method]}
+    optimizer = getattr(oto, method)(variant=variant, lr=1e-2, weight_decay=1e-3, **arguments)
     train(model, optimizer, 16)
-    removed = optimizer.redundant  # type: ignore[attr-defined]
-    assert sum(len(units) for units in removed.values()) == expected
-    assert optimizer.shortfall == 0  # type: ignore[attr-defined]
+    assert sum(len(units) for units in optimizer.redundant.values()) == expected
+    assert optimizer.shortfall == 0
     subnet = oto.construct_subnet()
     widths = [subnet.model.a.out_channels, subnet.model.b.out_channels, subnet.model.c.out_features]
     assert sum(widths) == 240 - expected
