@@ -225,7 +225,7 @@ def _run(recorder: _Recorder, log: SizeLog | None, inputs: Inputs) -> None:
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
-            torch.manual_seed(0)
+            _seed(_cuda_devices(model))
             stack.enter_context(torch.no_grad())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
@@ -522,7 +522,7 @@ class _Recorder(TorchDispatchMode):
                     seen.add(index)
                     last.setdefault(node.index, []).append(index)
         with torch.random.fork_rng(devices=_cuda_devices(self.model)), torch.no_grad():
-            torch.manual_seed(0)
+            _seed(_cuda_devices(self.model))
             for node in self.nodes:
                 args, kwargs = (_replace(given, Ref, lambda r: env[r.index]) for given in (node.args, node.kwargs))
                 result = node.op(*args, **kwargs)
@@ -1042,6 +1042,13 @@ def _checksum(result: Any) -> tuple[float, ...]:
             flat = torch.nan_to_num(out.detach().to(torch.float64).flatten())
             sums.append(float((flat * torch.arange(1, flat.numel() + 1, dtype=torch.float64)).sum()))
     return tuple(sums)
+
+
+def _seed(devices: Sequence[int]) -> None:
+    """``torch.manual_seed(0)`` for the CPU and these devices; for all of them it takes as long as a small model."""
+    torch.default_generator.manual_seed(0)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(0)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

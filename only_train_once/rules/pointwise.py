@@ -6,7 +6,7 @@ operands that are zero, and asked whether all results are zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -44,6 +44,7 @@ def pointwise(c: Context, node: Node) -> None:
         return
     operands = list(dict.fromkeys(c.tensors(node)))
     shape = c.shape(out)
+    question = _question(c, node, operands)
     dims: list[Dim] = []
     for d, size in enumerate(shape):
         carried: list[Dim] = []
@@ -58,9 +59,9 @@ def pointwise(c: Context, node: Node) -> None:
             if node.name == "aten.add" and len(operands) > 1 and not c.from_params & set(operands):
                 c.mark(joined, Mark.STREAM)
             flags = _flags(carried, size)
-            joined = joined.with_zero(_per_column(flags, lambda zeros: _probe_node(c, node, operands, zeros)))
+            joined = joined.with_zero(_per_column(flags, lambda zeros: _gives_zero(node, question, zeros)))
             for row, index in enumerate(operands):
-                if flags[row].any() and _breaks_at(c, node, operands, row):
+                if flags[row].any() and _breaks_at(c, node, question, operands, row):
                     c.broken_by_zero(node, index, d - len(shape) + c.rank(index), joined.ids[flags[row]])
         dims.append(joined)
     for output in range(len(node.outputs)):
@@ -89,22 +90,35 @@ def _per_column(flags: np.ndarray[Any, Any], ask: Callable[[tuple[bool, ...]], b
     return answers[inverse.reshape(-1)]
 
 
-def _probe_node(c: Context, node: Node, operands: list[int], zeros: tuple[bool, ...]) -> bool:
+def _gives_zero(node: Node, question: _Question, zeros: tuple[bool, ...]) -> bool:
     if not any(zeros) and node.name not in ("aten.zero", "aten.fill", "aten.masked_fill"):
         return False
-    return _probe(node.op, *_question(c, node, operands), zeros)
+    return _probe(node.op, *question, zeros)
 
 
-def _breaks_at(c: Context, node: Node, operands: list[int], row: int) -> bool:
+def _breaks_at(c: Context, node: Node, question: _Question, operands: list[int], row: int) -> bool:
     zeros = tuple(r == row for r in range(len(operands)))
-    return is_float(c.value(operands[row]).dtype) and _breaks(node.op, *_question(c, node, operands), zeros)
+    return is_float(c.value(operands[row]).dtype) and _breaks(node.op, *question, zeros)
 
 
-def _question(c: Context, node: Node, operands: list[int]) -> tuple[tuple[int, ...], tuple[str, ...], str, _Arguments]:
+_Question = tuple[tuple[int, ...], tuple[str, ...], str, "_Arguments"]  # order, kinds and text of the arguments
+
+
+def _question(c: Context, node: Node, operands: list[int]) -> _Question:
     order = tuple(operands.index(i) for i in c.tensors(node))
     kinds = tuple(_kind(c.value(i).dtype) for i in operands)
-    scalars = pytree.tree_map_only(Ref, lambda _: None, (node.args, dict(node.kwargs)))
-    return order, kinds, repr(scalars), _Arguments(node.args, dict(node.kwargs))
+    return order, kinds, f"{_text(node.args)}{_text(node.kwargs)}", _Arguments(node.args, node.kwargs)
+
+
+def _text(value: Any) -> str:
+    """What arguments are apart from which tensors they name."""
+    if isinstance(value, Ref):
+        return "%"
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"[{','.join(f'{name}={_text(item)}' for name, item in value.items())}]"
+    return repr(value)
 
 
 def _kind(dtype: torch.dtype) -> str:
