@@ -219,6 +219,14 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 _MAKE_ZERO = {"aten.zeros": True, "aten.new_zeros": True, "aten.zeros_like": True}
+# Fewer numbers are other numbers: all that are drawn after the first one left out change.
+_DRAW = frozenset({"aten.rand", "aten.randn", "aten.randint", "aten.rand_like", "aten.randn_like", "aten.bernoulli"})
+
+
+def _freeze_drawn(c: Context, node: Node, dims: list[Dim]) -> None:
+    if node.name in _DRAW:
+        for dim in dims:
+            c.freeze(dim, f"random numbers are drawn along this dim at {c.graph.where(node)}")
 
 
 @rule(
@@ -243,6 +251,7 @@ def create(c: Context, node: Node) -> None:
             dims[-1] = source.with_zero(zero) if source is not None and len(source) == size else None
         elif any(leaf.kind == "attr" for leaf in expr.leaves()):
             dims[-1] = c.store.fresh(size, zero)
+    _freeze_drawn(c, node, dims)
     c.from_params.add(out)
     c.set(node, dims)
 
@@ -254,4 +263,5 @@ def create(c: Context, node: Node) -> None:
 def create_like(c: Context, node: Node) -> None:
     zero = _MAKE_ZERO.get(node.name, False)
     dims = [d.with_zero(zero) if isinstance(d, Label) else d for d in c.dims(c.tensors(node)[0])]
+    _freeze_drawn(c, node, dims)
     c.set(node, dims)

@@ -498,6 +498,22 @@ class DataCount(DataBranch):
         return self.head(self.b(x))
 
 
+class Noise(nn.Module):
+    """Adds noise, of the shape of one tensor and of the width of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.free = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        x = self.stem(x)
+        x = self.mid(x + torch.randn_like(x))
+        x = x + torch.rand(1, x.shape[1])
+        return self.head(F.relu(self.free(x)))
+
+
 class ConstantCount(DataBranch):
     """How often a layer runs is computed from no data: it is the same always."""
 
@@ -787,6 +803,7 @@ BASICS: dict[str, Case] = {
     "data_branch": Case(DataBranch, lambda: torch.randn(3, 6), 16),
     "data_branches": Case(DataBranches, lambda: torch.randn(3, 6), 16),
     "data_count": Case(DataCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "noise": Case(Noise, lambda: torch.randn(3, 6), 5, "random numbers are drawn along this dim"),
     "constant_count": Case(ConstantCount, lambda: torch.randn(3, 6), 16),
     "random_count": Case(RandomCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "written_count": Case(WrittenCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
