@@ -624,6 +624,10 @@ def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attrib
     attributes |= {"full_width": norm.full_width, "eps": _eps(module, norm.eps_name)}
     own = not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
     if own:
+        for name in ("weight", "bias"):
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, Tensor) and tensor.numel() != math.prod(norm.shape):
+                delattr(module, name)  # it was not cut, so the norm does not read it
         attributes["elementwise_affine"] = getattr(module, "weight", None) is not None
     missing = [name for name in ("weight", "bias") if own and getattr(module, name, None) is None]
     module.__class__ = kind

@@ -300,6 +300,18 @@ class UnbiasedRMSNorm(HandRMSNorm):
         return x if self.bias is None else x + self.bias
 
 
+class WeightlessRMSNorm(nn.Module):
+    """Its weight is there for others to see, and never read."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(width), persistent=False)
+        self.eps = 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
 class PowerRMSNorm(HandRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.pow(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon, -0.5) * self.weight
@@ -780,6 +792,7 @@ BASICS: dict[str, Case] = {
     "layer_norm": Case(lambda: NormedStream(lambda: nn.LayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "rms_norm": Case(lambda: NormedStream(lambda: nn.RMSNorm(16)), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_rms_norm": Case(lambda: NormedStream(HandRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "weightless_rms_norm": Case(lambda: NormedStream(WeightlessRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "power_rms_norm": Case(lambda: NormedStream(PowerRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_layer_norm": Case(lambda: NormedStream(HandLayerNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "hand_layer_norm_2d": Case(NormedImages, images(), 8),
