@@ -88,6 +88,11 @@ def named_outputs(output: Any, name: str = "output") -> Iterator[tuple[str, Tens
             yield from named_outputs(getattr(output, each.name), f"{name}.{each.name}")
 
 
+def output_tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of a model's output, see `named_outputs`."""
+    return (tensor for _, tensor in named_outputs(output))
+
+
 @contextmanager
 def no_fast_paths() -> Iterator[None]:
     """Inside, transformer layers and compiled functions run operator by operator.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from only_train_once.groups import find_groups
-from only_train_once.inputs import call_model
+from only_train_once.inputs import call_model, output_tensors
 from only_train_once.surgery import construct_subnet
-from only_train_once.trace import output_tensors, trace
+from only_train_once.trace import trace
 from only_train_once.verify import verify_subnet
 
 from .architectures import ARCHITECTURES

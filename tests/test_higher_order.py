@@ -104,7 +104,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "flex_attention": (FlexAttention, 10, "its entries are chosen by data at aten.index"),
     "scan": (Scanned, 8, ""),
     "cond": (Signs, 8, ""),
-    "cond_layers": (Chosen, 0, "data decides at aten.is_nonzero"),
+    "cond_layers": (Chosen, 14, ""),
     "while_loop": (Repeated, 8, ""),
 }
 

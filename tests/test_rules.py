@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from only_train_once.errors import RuleError
 from only_train_once.graph import Node
 from only_train_once.groups import GroupList, find_groups
-from only_train_once.inputs import call_model
+from only_train_once.inputs import call_model, output_tensors
 from only_train_once.rules import Context, registered, rule
 from only_train_once.rules.pointwise import is_pointwise
 from only_train_once.rules.registry import _RULES
 from only_train_once.surgery import construct_subnet
-from only_train_once.trace import output_tensors, trace
+from only_train_once.trace import trace
 
 from .pruning import randomize, zero
 from .zoo.convolutions import GRN

@@ -12,11 +12,11 @@ import only_train_once
 from only_train_once import checkpoint
 from only_train_once.errors import NothingPrunableError
 from only_train_once.groups import GroupList, Kind, Role, find_groups
-from only_train_once.inputs import call_model, copy_module
+from only_train_once.inputs import call_model, copy_module, output_tensors
 from only_train_once.optim import attach
 from only_train_once.optim.selection import nearest_total
 from only_train_once.surgery import construct_subnet
-from only_train_once.trace import output_tensors, trace
+from only_train_once.trace import trace
 from only_train_once.verify import verify_subnet
 
 from .pruning import choose, randomize, zero

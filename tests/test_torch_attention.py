@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from only_train_once.groups import GroupList, Role, find_groups
-from only_train_once.inputs import call_model, no_fast_paths
+from only_train_once.inputs import call_model, no_fast_paths, output_tensors
 from only_train_once.surgery import construct_subnet
-from only_train_once.trace import output_tensors, trace
+from only_train_once.trace import trace
 
 from .pruning import choose, randomize, zero
 from .zoo import ZOO

@@ -18,9 +18,9 @@ from only_train_once.checkpoint import load, save
 from only_train_once.errors import VerificationError
 from only_train_once.explain import coverage, what_stays
 from only_train_once.groups import GroupList, find_groups
-from only_train_once.inputs import Inputs, call_model
+from only_train_once.inputs import Inputs, call_model, output_tensors
 from only_train_once.surgery import construct_subnet
-from only_train_once.trace import output_tensors, trace
+from only_train_once.trace import trace
 from only_train_once.verify import Verification, verify_subnet
 from tests.pruning import choose, randomize, zero
 
