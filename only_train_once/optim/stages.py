@@ -4,6 +4,11 @@ Pruning occupies the steps ``start_pruning_step .. start_pruning_step + pruning_
 of them make the count exact: units that are at zero stay there, those still missing are the ones with the smallest
 norm, and they follow along the ramp of ``removal``. The papers stop where the projection left off, with the number that
 it reached.
+
+While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs about four times the
+base optimizer's for HSPG and eight times for DHSPG (ResNet-18, SGD with momentum, forward and backward pass not
+counted): both read all weights several times. Before and after it costs what the base optimizer's does, and nothing
+waits for the device except at the first steps of periods that score or plan, and at that of the finish.
 """
 
 from __future__ import annotations
