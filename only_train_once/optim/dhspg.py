@@ -129,7 +129,7 @@ class Dhspg(Staged):
         self.epsilon, self.direction = float(epsilon), direction
         sizes = [g.size for g in self.groups]
         wanted = max(self.total, units_for(self.units, reach))
-        nearest = nearest_total(sizes, [0] * len(sizes), wanted, schedule.group_divisible)
+        nearest = nearest_total(sizes, [0] * len(sizes), wanted, **self.rules)
         self.reach = max(self.total, nearest)  # size of the penalized set
         # 0: not penalized; p + 1: penalized since period p.  (units of all groups in order,)
         self.penalized: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
@@ -155,8 +155,7 @@ class Dhspg(Staged):
         if due > 0:
             ignored = self.penalized > 0
             scores = self.scoring.scores(optimizer, self.step, ignored)
-            gone, divisible = split(ignored, self.groups), self.schedule.group_divisible
-            picked = select(scores, gone, due, self.reach, divisible)
+            picked = select(scores, split(ignored, self.groups), due, self.reach, **self.rules)
             for part, units in zip(split(self.penalized, self.groups), picked, strict=True):
                 part[units] = where.period + 1
             self._flags = None

@@ -109,7 +109,7 @@ class HessoCric(Removal):
             when=self._ramp_from(int(start_cric_step) + self.sampling * self.cycles),
         )
         self._units = Units(self.groups, self.tensors)
-        self._room = torch.tensor([g.size - 1 for g in self.groups], device=self._units.device)
+        self._room = torch.tensor(self.most, device=self._units.device)
         # 0: never a violator; c + 1: violator of cycle c.  (units of all groups in order,)
         self.violators: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
         self._sum = torch.zeros(self.units, dtype=torch.float64, device=self._units.device)

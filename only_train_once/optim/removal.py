@@ -71,7 +71,9 @@ class Removal(Method):
         sizes = [g.size for g in self.groups]
         self.units = sum(sizes)
         requested = units_for(self.units, schedule.target_group_sparsity)
-        self.total = nearest_total(sizes, [0] * len(sizes), requested, schedule.group_divisible)
+        self.rules: dict[str, Any] = {"divisible": schedule.group_divisible}  # for what `selection` is asked
+        self.most = [g.size - 1 for g in self.groups]  # units each group can lose, other rules aside
+        self.total = nearest_total(sizes, [0] * len(sizes), requested, **self.rules)
         self.shortfall = requested - self.total
         if self.shortfall:
             logger.warning(
@@ -166,7 +168,7 @@ class Removal(Method):
 
     def lowest(self, scores: list[NDArray[np.float64]], gone: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
         """The next ``count`` units on the way to the total, as positions among the units of all groups."""
-        picked = select(scores, split(gone, self.groups), count, self.total, self.schedule.group_divisible)
+        picked = select(scores, split(gone, self.groups), count, self.total, **self.rules)
         starts = np.cumsum([0, *(g.size for g in self.groups)])
         return np.concatenate([at + units for at, units in zip(starts, picked, strict=False)])
 

@@ -82,7 +82,7 @@ class Staged(Removal):
             when={"start": start, "steps": finish, "periods": 1},
         )
         self.first_step = first_step
-        self.space = HalfSpace(candidates, [g.size - 1 for g in self.groups], self.total)
+        self.space = HalfSpace(candidates, self.most, self.total)
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -144,15 +144,14 @@ class Staged(Removal):
     @property
     def plans(self) -> bool:
         """Whether how many units a group may lose has to be planned, because not every number will do."""
-        return self.schedule.group_divisible > 1
+        return bool(self.rules["divisible"] > 1)
 
     def choose(self, optimizer: Optimizer) -> None:
         """At the finish: the units at zero, and of the others those with the smallest norm. Before: plan again."""
         norms = self.scores(optimizer)
         gone = self.space.fetch()
-        divisible = self.schedule.group_divisible
         if self.step < self.finishing:
-            self.space.limit(ceilings(norms, split(gone, self.groups), self.total, divisible))
+            self.space.limit(ceilings(norms, split(gone, self.groups), self.total, **self.rules))
             return
         missing = self.total - int(gone.sum())
         self._ramp = None
