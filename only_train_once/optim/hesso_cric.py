@@ -18,8 +18,9 @@ its units at zero, which needs the loss, and is the same for all units of a laye
 those of gradients, not of momentum. A step with a gradient that is not finite does not count.
 
 Nothing waits for the device except at a cycle's boundaries. A copy of the run is held while cycles last; it is saved in
-the optimizer's ``state_dict``; ``torch.distributed.checkpoint`` loads only what a fresh optimizer has and drops it, so
-save before the cycles or after them there. Give ``attach`` the model's buffers, too, or running statistics are not put back.
+the optimizer's ``state_dict``. ``torch.distributed.checkpoint`` loads only what a fresh optimizer has and drops it:
+save before the cycles or after them there. Give ``attach`` the model's buffers, too, or running statistics are not put
+back.
 """
 
 from __future__ import annotations
