@@ -115,8 +115,6 @@ class Staged(Removal):
         super().after(optimizer)
         if self.total and self.finishing <= self.step < self.end:
             self.space.hold()  # the base step moves them; once committed, they stay by themselves
-        if self.step == self.end - 1:
-            self.space.forget()
 
     @abstractmethod
     def project(self, optimizer: Optimizer) -> None:
@@ -156,6 +154,7 @@ class Staged(Removal):
         missing = self.total - int(gone.sum())
         self._ramp = None
         self.scoring.average.reset()
+        self.space.forget()
         self.chosen[:] = 0
         self.chosen[self.lowest(norms, gone, missing)] = 1
         self.chosen[gone] = 1
