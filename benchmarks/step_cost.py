@@ -1,4 +1,4 @@
-"""What a step of an optimizer with HESSO attached costs, as a ratio to the base optimizer's own step.
+"""What a step of an optimizer with a method attached costs, as a ratio to the base optimizer's own step.
 
     python -m benchmarks.step_cost            writes benchmarks/results/step_cost.md
 
@@ -26,6 +26,17 @@ BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "AdamW, foreach": (torch.optim.AdamW, {"lr": 1e-3, "foreach": True}),
     "AdamW, fused": (torch.optim.AdamW, {"lr": 1e-3, "fused": True}),
 }
+_PERIODS = {"start_pruning_step": START, "pruning_steps": STEPS, "pruning_periods": 3}
+METHODS: dict[str, dict[str, Any]] = {
+    "hesso": _PERIODS,
+    "hspg": {**_PERIODS, "warm_up_steps": START},
+    "ada_hspg": _PERIODS,
+    "dhspg": _PERIODS,
+    "hesso_cric": {
+        "start_cric_step": START, "sampling_steps": 30, "max_cycle_period": 3, "hybrid_training_steps": STEPS - 90,
+    },
+}  # fmt: skip
+ROWS = [*(("hesso", base) for base in BASES), *((method, "SGD momentum, foreach") for method in [*METHODS][1:])]
 
 
 def seconds(optimizer: torch.optim.Optimizer) -> float:
@@ -34,7 +45,7 @@ def seconds(optimizer: torch.optim.Optimizer) -> float:
     return time.perf_counter() - start
 
 
-def row(name: str) -> str:
+def row(method: str, name: str) -> str:
     import torchvision
 
     cls, options = BASES[name]
@@ -42,10 +53,7 @@ def row(name: str) -> str:
     pruned = copy.deepcopy(plain)
     oto = OTO(pruned, torch.randn(2, 3, 64, 64))
     base, attached = (cls(m.parameters(), **options) for m in (plain, pruned))
-    oto.attach(
-        attached, method="hesso", target_group_sparsity=0.5, start_pruning_step=START, pruning_steps=STEPS,
-        pruning_periods=3,
-    )  # fmt: skip
+    oto.attach(attached, method=method, target_group_sparsity=0.5, **METHODS[method])
     for model in (plain, pruned):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
@@ -54,21 +62,22 @@ def row(name: str) -> str:
         one, other = seconds(base), seconds(attached)
         phase = "before" if step < START else "during" if step < START + STEPS else "after"
         ratios[phase].append(other / one)
-    return " | ".join([f"| {name}", *(f"{statistics.median(r):.2f}" for r in ratios.values())]) + " |"
+    return " | ".join([f"| {method} | {name}", *(f"{statistics.median(r):.2f}" for r in ratios.values())]) + " |"
 
 
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rows = [row(name) for name in BASES]
+    rows = [row(method, base) for method, base in ROWS]
     text = [
         "# Cost of a step",
         "",
         f"`python -m benchmarks.step_cost` with torch {torch.__version__}, 1 thread, CPU: the optimizer's step alone "
-        "with HESSO attached over the same step without, ResNet-18, median of interleaved steps.",
+        "with a method attached over the same step without, ResNet-18, median of interleaved steps. The forward and "
+        "backward pass, which take most of an iteration, are not in it.",
         "",
-        "| base | before pruning | during | after |",
-        "|---|---:|---:|---:|",
+        "| method | base | before pruning | during | after |",
+        "|---|---|---:|---:|---:|",
         *rows,
         "",
     ]

@@ -74,6 +74,7 @@ class Units:
                         numbered = np.where(owner < 0, self.count, owner + starts[number])
                         part = _Part(dim, torch.from_numpy(numbered).to(tensor.device))
                         self._parts.setdefault(name, []).append(part)
+        self._terms.sort(key=lambda t: t.name)
         self.names = tuple(self._parts)
         self._dims = {name: tensors[name].dim() for name in self.names}
         self.device = tensors[self.names[0]].device
@@ -83,15 +84,22 @@ class Units:
 
     # -- tensors -> one number per unit ----------------------------------------------------------------------------
 
-    def dot(self, a: Tensors, b: Tensors) -> Tensor:
-        """Per unit, the inner product of two sets of tensors (real part for complex ones).  (count,)"""
+    def dot(self, a: Tensors, b: Tensors, scale: Mapping[str, float | Tensor] | None = None) -> Tensor:
+        """Per unit, the inner product of two sets of tensors (real part for complex ones).  (count,)
+
+        With ``scale``, each tensor's part of it is multiplied by a number.
+        """
         sums: list[Tensor | None] = [None] * self.groups
-        products: dict[str, Tensor] = {}
+        reduced: dict[tuple[int, ...], Tensor] = {}  # of the tensor under way: several groups may cut the same dims
+        name = ""
         for term in self._terms:
-            if term.name not in products:
-                x, y = precise(a[term.name]), precise(b[term.name])
-                products = {term.name: (x * y.conj()).real if x.is_complex() else x * y}  # terms come by tensor
-            part = _gather(products[term.name], term).to(self.device)
+            if term.name != name:
+                name, reduced = term.name, {}
+                x, y = precise(a[name]), precise(b[name])
+            if term.dims not in reduced:
+                part = _reduce(x, y, term.dims)
+                reduced[term.dims] = part if scale is None else part * scale[name]
+            part = _gather(reduced[term.dims], term).to(self.device)
             part = part if term.sign > 0 else -part
             have = sums[term.group]
             sums[term.group] = part if have is None else have + part
@@ -121,8 +129,11 @@ class Units:
             for part in self._spread(name, coefficient, 0):
                 total = part if total is None else total + part
             assert total is not None
-            change = precise(values[name]) * (total * rates[name])
-            tensors[name].add_(change.to(tensors[name].dtype))
+            tensor, value, factor = tensors[name], values[name], total * rates[name]
+            if tensor.dtype == precise(value).dtype:
+                tensor.addcmul_(value, factor.to(tensor.dtype))
+            else:  # the product in float32, rounded once
+                tensor.add_((precise(value) * factor).to(tensor.dtype))
 
     def scale_(self, tensors: Tensors, factors: Mapping[str, Tensor]) -> None:
         """Multiply each unit's entries in each tensor by the unit's factor there; an entry of two units gets both.
@@ -163,10 +174,20 @@ class Units:
         return out
 
 
-def _gather(values: Tensor, term: _Term) -> Tensor:
+def _reduce(x: Tensor, y: Tensor, dims: Sequence[int]) -> Tensor:
+    """Inner products over all dims but ``dims``, which stay in order (real part for complex tensors)."""
+    if tuple(dims) == (0,) and x.dim() > 1:  # the usual case, in the fastest way
+        x, y = x.flatten(1), y.flatten(1)
+        if x is y or x.data_ptr() == y.data_ptr():
+            return torch.linalg.vector_norm(x, dim=1).square()
+        return torch.linalg.vecdot(y, x).real if x.is_complex() else torch.linalg.vecdot(x, y)
+    product = (x * y.conj()).real if x.is_complex() else x * y
+    rest = [d for d in range(product.dim()) if d not in dims]
+    return product.sum(dim=rest) if rest else product
+
+
+def _gather(part: Tensor, term: _Term) -> Tensor:
     """Per unit, the sum over the entries that lie in its positions in all of the term's dims.  (units,)"""
-    rest = [d for d in range(values.dim()) if d not in term.dims]
-    part = values.sum(dim=rest) if rest else values
     part = part[term.index]
     for keep in term.once:
         part = part * keep

@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hspg, prox": {**_HSPG, "first_stage": "prox", "warm_up_steps": 2},
     "dhspg": _DHSPG,
     "dhspg, tolerance": {**_DHSPG, "tolerance_group_sparsity": 0.2, "finish_steps": 4},
-    "ada_hspg": {"method": "ada_hspg", "lmbda": 3.0, "epsilon": 0.3, "delta": 0.1},
+    "ada_hspg": {"method": "ada_hspg", "lmbda": 3.0, "epsilon": 0.3, "delta": 0.1, "finish_steps": 4},
     "hesso_cric": {
         "method": "hesso_cric",
         "start_cric_step": 4,
@@ -50,7 +50,7 @@ BOUNDARIES = {
     "hspg, prox": [15],
     "dhspg": [4, 8, 12, 15],
     "dhspg, tolerance": [4, 8, 12],
-    "ada_hspg": [4, 8, 12, 15],
+    "ada_hspg": [4, 8, 12],
     "hesso_cric": [4, 6, 7],
 }
 

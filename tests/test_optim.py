@@ -105,6 +105,7 @@ def test_equal_to_the_slow_version_step_by_step(method: str, net: str, maker: Ma
         assert paper.ramp_start == optimizer._method.when["start"]  # type: ignore[attr-defined]
         assert paper.cycle > 1 or (method, net) != ("hesso_cric", "layer_norm")
     if isinstance(paper, PaperHalfSpace):
+        assert not optimizer._method.space.before  # type: ignore[attr-defined]  # no copy is kept
         assert paper.zero  # the projection has done some of it
 
 

@@ -50,6 +50,9 @@ def test_dot_is_the_sum_over_each_units_entries() -> None:
     found = units.dot(a, b)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     torch.testing.assert_close(found, torch.cat([unit_dot(g, a, b) for g in GROUPS]), rtol=1e-12, atol=0)
+    scale = {"square": 2.0, "shared": 3.0, "bias": torch.tensor(0.5, dtype=torch.float64)}
+    scaled = units.dot(a, {n: t * scale[n] for n, t in b.items()})
+    torch.testing.assert_close(units.dot(a, b, scale), scaled, rtol=1e-12, atol=1e-15)
     half = {n: t.bfloat16() for n, t in a.items()}
     assert units.square(half).dtype == torch.float32
 

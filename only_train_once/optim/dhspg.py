@@ -129,7 +129,7 @@ class Dhspg(Staged):
         self.epsilon, self.direction = float(epsilon), direction
         sizes = [g.size for g in self.groups]
         wanted = max(self.total, units_for(self.units, reach))
-        nearest = nearest_total(sizes, [0] * len(sizes), wanted, schedule.group_divisible)
+        nearest = nearest_total(sizes, [0] * len(sizes), wanted, **self.rules)
         self.reach = max(self.total, nearest)  # size of the penalized set
         # 0: not penalized; p + 1: penalized since period p.  (units of all groups in order,)
         self.penalized: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
@@ -155,8 +155,7 @@ class Dhspg(Staged):
         if due > 0:
             ignored = self.penalized > 0
             scores = self.scoring.scores(optimizer, self.step, ignored)
-            gone, divisible = split(ignored, self.groups), self.schedule.group_divisible
-            picked = select(scores, gone, due, self.reach, divisible)
+            picked = select(scores, split(ignored, self.groups), due, self.reach, **self.rules)
             for part, units in zip(split(self.penalized, self.groups), picked, strict=True):
                 part[units] = where.period + 1
             self._flags = None
@@ -180,10 +179,13 @@ class Dhspg(Staged):
         if self._flags is None:
             self._flags = torch.from_numpy(self.penalized > 0).to(units.device)
         rates = learning_rates(optimizer, space.tensors, units.names)
-        direction = self._gradient if self.direction == "gradient" else _direction(space.before, space.tensors, rates)
         square = units.square(space.before)
         norm = square.sqrt()
-        strength = bounded(norm, units.dot(space.before, direction), units.square(direction), *self.weights(optimizer))
+        if self.direction == "gradient":
+            dot, size = units.dot(space.before, self._gradient), units.square(self._gradient)
+        else:
+            dot, size = self._along_the_step(rates)
+        strength = bounded(norm, dot, size, *self.weights(optimizer))
         active = self._flags & ~space.zero & (space.zero.sum() < self.total)
         coefficient = torch.where(active & (norm > 0), -strength / torch.where(norm > 0, norm, 1), 0)
         units.add_(space.tensors, space.before, coefficient, rates)
@@ -191,6 +193,15 @@ class Dhspg(Staged):
         space.zero = space.zero | space.within_limits(self._flags & (outside | (square == 0)), distance)
         space.hold()
         self._gradient = {}
+
+    def _along_the_step(self, rates: Mapping[str, float | Tensor]) -> tuple[Tensor, Tensor]:
+        """``<x, d>`` and ``||d||^2`` for the d of ``x~ = x - alpha d``; where alpha is 0, neither matters.  (units,)"""
+        space, names = self.space, self.space.units.names
+        steps = torch._foreach_sub([space.before[n] for n in names], [self.tensors[n].detach() for n in names])
+        moved = dict(zip(names, steps, strict=True))  # alpha d
+        inverse = {n: _inverse(rate) for n, rate in rates.items()}
+        dot = space.units.dot(space.before, moved, inverse)
+        return dot, space.units.dot(moved, moved, {n: r * r for n, r in inverse.items()})
 
     def weights(self, optimizer: Optimizer) -> tuple[float, float, float]:
         """lambda, amplify and hat for this base optimizer."""
@@ -221,15 +232,9 @@ class Dhspg(Staged):
         self._flags = None
 
 
-def _direction(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], rates: Mapping[str, float | Tensor]
-) -> dict[str, Tensor]:
-    """d of ``x~ = x - alpha d``; where alpha is 0, it does not matter and is not divided by."""
-    out = {}
-    for name, rate in rates.items():
-        divisor = torch.where(rate == 0, 1, rate) if isinstance(rate, Tensor) else rate or 1.0
-        out[name] = (before[name] - after[name].detach()) / divisor
-    return out
+def _inverse(rate: float | Tensor) -> float | Tensor:
+    """1 / rate, and 1 for 0."""
+    return 1 / torch.where(rate == 0, 1, rate) if isinstance(rate, Tensor) else 1 / (rate or 1.0)
 
 
 def bounded(norm: Tensor, dot: Tensor, square: Tensor, lmbda: float, amplify: float, hat: float) -> Tensor:

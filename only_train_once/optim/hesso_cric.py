@@ -18,7 +18,9 @@ its units at zero, which needs the loss, and is the same for all units of a laye
 those of gradients, not of momentum. A step with a gradient that is not finite does not count.
 
 Nothing waits for the device except at a cycle's boundaries. A copy of the run is held while cycles last; it is saved in
-the optimizer's ``state_dict``. Give ``attach`` the model's buffers, too, or running statistics are not put back.
+the optimizer's ``state_dict``. ``torch.distributed.checkpoint`` loads only what a fresh optimizer has and drops it:
+save before the cycles or after them there. Give ``attach`` the model's buffers, too, or running statistics are not put
+back.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ class HessoCric(Removal):
             when=self._ramp_from(int(start_cric_step) + self.sampling * self.cycles),
         )
         self._units = Units(self.groups, self.tensors)
-        self._room = torch.tensor([g.size - 1 for g in self.groups], device=self._units.device)
+        self._room = torch.tensor(self.most, device=self._units.device)
         # 0: never a violator; c + 1: violator of cycle c.  (units of all groups in order,)
         self.violators: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
         self._sum = torch.zeros(self.units, dtype=torch.float64, device=self._units.device)

@@ -119,7 +119,6 @@ def half_space_step(
         space.units.copy_(space.tensors, space.before, still)
     square = penalize(space, optimizer, lmbda, still)
     outside, distance = space.outside(epsilon, square)
-    outside = outside if still is None else outside & ~still
     space.zero = space.zero | space.within_limits(outside | (square == 0), distance)
     space.hold()
 

@@ -71,10 +71,11 @@ class Removal(Method):
         sizes = [g.size for g in self.groups]
         self.units = sum(sizes)
         requested = units_for(self.units, schedule.target_group_sparsity)
-        self.multiples = [g.multiple for g in self.groups]
-        self.total = nearest_total(
-            sizes, [0] * len(sizes), requested, schedule.group_divisible, multiples=self.multiples
-        )
+        multiples = [g.multiple for g in self.groups]
+        # for what `selection` is asked
+        self.rules: dict[str, Any] = {"divisible": schedule.group_divisible, "multiples": multiples}
+        self.most = [g.most for g in self.groups]  # units each group can lose, other rules aside
+        self.total = nearest_total(sizes, [0] * len(sizes), requested, **self.rules)
         self.shortfall = requested - self.total
         if self.shortfall:
             logger.warning(
@@ -85,7 +86,7 @@ class Removal(Method):
                 self.total,
                 len(sizes),
                 schedule.group_divisible,
-                "; some lose units only in multiples, see PruningGroup.multiple" if max(self.multiples) > 1 else "",
+                "; some lose units only in multiples, see PruningGroup.multiple" if max(multiples, default=1) > 1 else "",
                 requested,
             )
         # 0: live; p + 1: chosen in period p.  (units of all groups in order,)
@@ -170,14 +171,7 @@ class Removal(Method):
 
     def lowest(self, scores: list[NDArray[np.float64]], gone: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
         """The next ``count`` units on the way to the total, as positions among the units of all groups."""
-        picked = select(
-            scores,
-            split(gone, self.groups),
-            count,
-            self.total,
-            self.schedule.group_divisible,
-            multiples=self.multiples,
-        )
+        picked = select(scores, split(gone, self.groups), count, self.total, **self.rules)
         starts = np.cumsum([0, *(g.size for g in self.groups)])
         return np.concatenate([at + units for at, units in zip(starts, picked, strict=False)])
 

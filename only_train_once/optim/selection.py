@@ -226,11 +226,18 @@ def select(
     return [np.sort(units[groups == i]) for i in range(len(scores))]
 
 
-def ceilings(scores: Scores, gone: Masks, total: int, divisible: int = 1, min_units: int = 1) -> list[int]:
+def ceilings(
+    scores: Scores,
+    gone: Masks,
+    total: int,
+    divisible: int = 1,
+    min_units: int = 1,
+    multiples: Sequence[int] | None = None,
+) -> list[int]:
     """How many units each group may have lost while ``total`` stays in reach whatever the others do.
 
-    All but ``min_units`` where any number will do; with ``divisible`` the numbers of the plan.
+    All but ``min_units`` where any number will do; with ``divisible`` or ``multiples`` the numbers of the plan.
     """
-    if divisible == 1:
+    if divisible == 1 and max(multiples or [1]) == 1:
         return [max(len(s) - min_units, 0) for s in scores]
-    return plan_counts(scores, gone, total, divisible, min_units)
+    return plan_counts(scores, gone, total, divisible, min_units, multiples)

@@ -4,6 +4,11 @@ Pruning occupies the steps ``start_pruning_step .. start_pruning_step + pruning_
 of them make the count exact: units that are at zero stay there, those still missing are the ones with the smallest
 norm, and they follow along the ramp of ``removal``. The papers stop where the projection left off, with the number that
 it reached.
+
+While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs about four times the
+base optimizer's for HSPG and eight times for DHSPG (ResNet-18, SGD with momentum, forward and backward pass not
+counted): both read all weights several times. Before and after it costs what the base optimizer's does, and nothing
+waits for the device except at the first steps of periods that score or plan, and at that of the finish.
 """
 
 from __future__ import annotations
@@ -77,7 +82,7 @@ class Staged(Removal):
             when={"start": start, "steps": finish, "periods": 1},
         )
         self.first_step = first_step
-        self.space = HalfSpace(candidates, [g.size - 1 for g in self.groups], self.total)
+        self.space = HalfSpace(candidates, self.most, self.total)
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -110,8 +115,6 @@ class Staged(Removal):
         super().after(optimizer)
         if self.total and self.finishing <= self.step < self.end:
             self.space.hold()  # the base step moves them; once committed, they stay by themselves
-        if self.step == self.end - 1:
-            self.space.forget()
 
     @abstractmethod
     def project(self, optimizer: Optimizer) -> None:
@@ -139,19 +142,19 @@ class Staged(Removal):
     @property
     def plans(self) -> bool:
         """Whether how many units a group may lose has to be planned, because not every number will do."""
-        return self.schedule.group_divisible > 1
+        return bool(max([self.rules["divisible"], *self.rules["multiples"]]) > 1)
 
     def choose(self, optimizer: Optimizer) -> None:
         """At the finish: the units at zero, and of the others those with the smallest norm. Before: plan again."""
         norms = self.scores(optimizer)
         gone = self.space.fetch()
-        divisible = self.schedule.group_divisible
         if self.step < self.finishing:
-            self.space.limit(ceilings(norms, split(gone, self.groups), self.total, divisible))
+            self.space.limit(ceilings(norms, split(gone, self.groups), self.total, **self.rules))
             return
         missing = self.total - int(gone.sum())
         self._ramp = None
         self.scoring.average.reset()
+        self.space.forget()
         self.chosen[:] = 0
         self.chosen[self.lowest(norms, gone, missing)] = 1
         self.chosen[gone] = 1
