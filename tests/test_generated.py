@@ -504,7 +504,6 @@ MIDDLE: dict[str, Callable[[], nn.Module]] = {
 }
 # removable by brute force and frozen by the analysis, and why that is left so
 CONSERVATIVE = {
-    "channel_cumsum": "a running sum passes a zero by, but its own entry is no zero; the order is not followed",
     "largest_of_relu": "that nothing is below zero is not followed",
     "squared_mean": "only the sign of the mean counts, and the sign does not depend on the divisor",
 }

@@ -756,7 +756,7 @@ REDUCTION = {
     "count_nonzero": seq(lambda m, x: (x > 0).count_nonzero(1).to(x.dtype), 8),
     "any_tokens": seq(lambda m, x: (x > 0).any(1).to(x.dtype), 8),
     "cumsum_tokens": seq(lambda m, x: x.cumsum(1), 8),
-    "cumsum_channels": seq(lambda m, x: x.cumsum(-1), 0),
+    "cumsum_channels": seq(lambda m, x: x.cumsum(-1), 8),
     "cumprod_tokens": seq(lambda m, x: x.cumprod(1), 8),
     "logcumsumexp_tokens": seq(lambda m, x: x.logcumsumexp(1), 8),
     "cummax_tokens": seq(lambda m, x: x.cummax(1).values, 8),

@@ -86,7 +86,9 @@ class Removal(Method):
                 self.total,
                 len(sizes),
                 schedule.group_divisible,
-                "; some lose units only in multiples, see PruningGroup.multiple" if max(multiples, default=1) > 1 else "",
+                "; some lose units only in multiples, see PruningGroup.multiple"
+                if max(multiples, default=1) > 1
+                else "",
                 requested,
             )
         # 0: live; p + 1: chosen in period p.  (units of all groups in order,)

@@ -568,6 +568,17 @@ class DataFailure(DataBranch):
         return self.head(self.b(x))
 
 
+class WrittenBranch(DataBranch):
+    """What decides starts as a constant, and data are written into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        total += x.sum()
+        x = F.relu(self.stem(x))
+        x = self.a(x) if total > 1e9 else self.b(x)
+        return self.head(x)
+
+
 class Reused(nn.Module):
     """One module runs three times."""
 
@@ -821,6 +832,7 @@ BASICS: dict[str, Case] = {
     "random_count": Case(RandomCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "written_count": Case(WrittenCount, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
     "data_failure": Case(DataFailure, lambda: torch.randn(3, 6), 0, "data decides at aten._local_scalar_dense"),
+    "written_branch": Case(WrittenBranch, lambda: torch.randn(3, 6), 16),
     "reused": Case(Reused, lambda: torch.randn(3, 6), 8),
     "unused": Case(Unused, lambda: torch.randn(3, 6), 10),
     "train_only": Case(TrainOnly, lambda: torch.randn(3, 6), 10),
