@@ -5,6 +5,7 @@
 # make generated   2,000 random networks, each cut at random and compared
 # make scaling     how the analysis grows: 64 layers, 1,000 layers, 70 billion parameters
 # make operators   every operator of torch, cut between layers
+# make analysis_cost   the analysis against a forward pass at the sizes of networks in use
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -19,7 +20,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -53,7 +54,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators: $(VENV)/.dev
+zoo generated scaling operators analysis_cost: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 format: $(VENV)/.dev

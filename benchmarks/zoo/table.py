@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .check import EXACT
+from .process import source
 
 Record = dict[str, Any]
 
@@ -55,6 +56,15 @@ def _median(records: Iterable[Record], value: Callable[[Record], float]) -> str:
     return f"{statistics.median(values):.2f}" if values else "-"
 
 
+def not_runnable(library: str) -> dict[str, str]:
+    """What is registered and cannot run here, and why."""
+    return dict(getattr(source(library), "NOT_RUNNABLE", {}))
+
+
+def _beyond(r: Record) -> float:
+    return float((r["analysis_s"] - 3 * r["forward_s"]) / r["operators"] * 1e6)
+
+
 def table(records: list[Record]) -> str:
     """The whole file."""
     lines = [
@@ -64,11 +74,14 @@ def table(records: list[Record]) -> str:
         "and with wide=True, and full and cut network are compared in float64 on fresh inputs (exact: a relative",
         "difference of at most 1e-9). Every subnet is of the same class, trains a step, and loads bit-equal.",
         "Weights, norms and biases are random. Times are from a shared machine: only their ratio, from one process,",
-        "means something; transformers are shrunk to toy sizes, where it is Python against",
-        "Python.",
+        "means something; transformers are shrunk to toy sizes, where Python is compared with Python",
+        "(`make analysis_cost` has them at their own size).",
         "",
-        "| library | networks | analysed | exact | nothing prunable | covered (median) | wide | ratio |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "*ratio* is the time of the analysis over that of one forward pass; *beyond 3* is what it takes beyond three",
+        "forward passes, in milliseconds per 1,000 operators. Both are medians.",
+        "",
+        "| library | networks | analysed | exact | nothing prunable | covered (median) | wide | ratio | beyond 3 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     by_library: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r["library"], r["name"])):
@@ -79,11 +92,14 @@ def table(records: list[Record]) -> str:
         lines.append(
             f"| {library} | {len(found)} | {len(ran)} | {len(exact)} | {sum(map(nothing, ran))} | "
             f"{_median(ran, lambda r: r['default']['coverage'])} | {_median(ran, lambda r: r['wide']['coverage'])} | "
-            f"{_median(ran, lambda r: r['ratio'])} |"
+            f"{_median(ran, lambda r: r['ratio'])} | {_median(ran, _beyond)} |"
         )
     lines += ["", "## Below the bar", ""]
     below = [(r, failed(r)) for found in by_library.values() for r in found if failed(r)]
     lines += [f"- {r['library']} {r['name']}: {why}" for r, why in below] or ["None."]
+    lines += ["", "## Not run", ""]
+    left_out = {f"{library} {name}": why for library in by_library for name, why in not_runnable(library).items()}
+    lines += [f"- {name}: {why}" for name, why in sorted(left_out.items())] or ["None."]
     lines += ["", "## Little covered with wide=True (less than 0.9), and what is in the way", ""]
     for found in by_library.values():
         for r in found:
