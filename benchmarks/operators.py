@@ -16,8 +16,11 @@ from pathlib import Path
 import torch
 
 import tests.conftest  # noqa: F401  (one thread)
+from only_train_once.rules.registry import _RULES
+from only_train_once.trace import trace
 from tests.operators import calls, missed, operators, patterns, sampled, wrong
 from tests.test_operators import CONSERVATIVE, ONLY_CHECKED
+from tests.test_rules import ROWS, prepared
 
 
 def main() -> None:
@@ -29,6 +32,10 @@ def main() -> None:
     warnings.simplefilter("ignore")  # torch's samples include what it warns about
     logging.disable(logging.WARNING)
     counts = {"samples": 0, "networks": 0, "units": 0}
+    reached: set[str] = set()
+    for row in ROWS:
+        model, inputs, _ = prepared(row.values[0])  # type: ignore[arg-type]
+        reached |= {node.name for node in trace(model, inputs).nodes}
     errors: list[str] = []
     frozen: dict[str, str] = {}
     names = options.operators or operators()
@@ -41,6 +48,7 @@ def main() -> None:
                     if case is None:
                         continue
                     counts["networks"] += 1
+                    reached |= {node.name for node in case.graph.nodes}
                     counts["units"] += case.units
                     errors += [
                         f"{call.name} of {kinds}: {text}" for text in wrong(case) if call.name not in ONLY_CHECKED
@@ -66,6 +74,10 @@ def main() -> None:
         f"## Frozen without need: {len(frozen)} operators",
         "",
         *(f"- {name}: {CONSERVATIVE.get(name, 'new: ' + text)}" for name, text in frozen.items()),
+        "",
+        "## Rules that neither these samples nor the rows of tests/test_rules.py reach on a CPU",
+        "",
+        ", ".join(sorted(set(_RULES) - reached)) + ".",
         "",
     ]
     options.out.write_text("\n".join(lines))

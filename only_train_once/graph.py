@@ -248,6 +248,7 @@ class Graph:
         branches: data-dependent decisions.
         untrusted: values that a replay of the graph did not reproduce, with the reason.
         unused: parameters that no call touched.
+        training: index of the first node that only training mode ran; None where that was not looked at.
         provenance: False when the model did not run with instrumented sizes; all literal sizes freeze then.
     """
 
@@ -268,6 +269,7 @@ class Graph:
     branches: tuple[Branch, ...] = ()
     untrusted: Mapping[int, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    training: int | None = None
     provenance: bool = True
 
     def consumers(self) -> dict[int, list[Node]]:

@@ -89,6 +89,7 @@ class Recorder(TorchDispatchMode):
             for name, tensor in named:
                 _, first = self.names.setdefault(id(tensor), (kind, name))
                 self.aliases[first] = (*self.aliases.get(first, ()), name)
+        self.training: int | None = None  # first node of a pass in training mode
         self.inputs: list[int] = []
         self.outputs: tuple[int, ...] = ()
         self.output_tensors: list[Tensor] = []
@@ -382,6 +383,7 @@ class Recorder(TorchDispatchMode):
             branches=tuple(self.branches),
             untrusted=dict(untrusted or {}),
             unused=self.unused(),
+            training=self.training,
             provenance=self.provenance,
         )
 

@@ -169,6 +169,7 @@ def _record_training(recorder: Recorder, log: SizeLog | None, inputs: Inputs) ->
     """Parameters that evaluation does not touch (auxiliary heads) may run in training: follow that path too."""
     recorder.model.train()
     state = recorder.state()
+    recorder.training = state.nodes
     try:
         _run(recorder, log, clone_inputs(inputs))
     except TraceError as error:

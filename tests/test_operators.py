@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from only_train_once.rules.registry import _RULES
-from only_train_once.trace import trace
-
 from .operators import calls, missed, operators, patterns, sampled, wrong
-from .test_rules import ROWS, prepared
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's samples include what it warns about
 
@@ -89,15 +85,6 @@ CONSERVATIVE: dict[str, str] = {
 }
 # An operand that the call does not read, only checks the shape of: torch refuses what the cut makes of it.
 ONLY_CHECKED = ("diff#53",)
-# Rules that neither these samples nor the rows of test_rules.py reach on a CPU, and why.
-ELSEWHERE = {
-    "other devices": (
-        "aten._scaled_dot_product_cudnn_attention", "aten._scaled_dot_product_efficient_attention",
-        "aten._scaled_dot_product_flash_attention", "aten._scaled_dot_product_fused_attention_overrideable",
-        "aten._scaled_dot_product_attention_math_for_mps", "aten.convolution_overrideable", "aten.cudnn_batch_norm",
-        "aten.cudnn_convolution", "aten.miopen_batch_norm",
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("operator", operators())
@@ -121,17 +108,3 @@ def test_what_is_exact_is_offered(operator: str) -> None:
         assert found, f"{operator} is listed as frozen without need ({CONSERVATIVE[operator]}), and is not"
     else:
         assert not found, found
-
-
-def test_every_rule_is_reached() -> None:
-    reached: set[str] = set()
-    for row in ROWS:
-        model, inputs, _ = prepared(row.values[0])  # type: ignore[arg-type]
-        reached |= {node.name for node in trace(model, inputs).nodes}
-    for operator in operators():
-        for call in calls(operator, 1):
-            for inference in (False, True):
-                case = sampled(call, next(patterns(call)), inference)
-                reached |= {node.name for node in case.graph.nodes} if case is not None else set()
-    elsewhere = {name for names in ELSEWHERE.values() for name in names}
-    assert set(_RULES) - reached == elsewhere

@@ -14,7 +14,9 @@ from .network import Network
 
 # Clips are given at the length and size the networks were written for, or the least that runs.
 _VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64), "r3d": (8, 64), "mc3": (8, 64), "r2plus1d": (8, 64)}
-_SIZES = {"inception_v3": 299, "quantized_inception_v3": 299, "vit_h_14": 224}
+_SIZES = {"vit_b_16": 224, "vit_b_32": 224, "inception_v3": 299, "quantized_inception_v3": 299, "vit_h_14": 98}
+# The largest networks get smaller pictures: their forward passes in float64 are what takes the zoo's time.
+_LARGE, _SMALL = 30_000_000, 96
 _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"init_weights": False}
     for name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3")
@@ -30,6 +32,8 @@ def build(name: str) -> Network:
     module = torchvision.models.get_model_builder(name).__module__
     if ".detection." in module or ".segmentation." in module:
         options["weights_backbone"] = None
+    if name.startswith("vit_") and name not in ("vit_b_16", "vit_b_32"):
+        options["image_size"] = _SMALL if not name.endswith("14") else 98
     model = torchvision.models.get_model(name, weights=None, **options)
     if ".detection." in module:
         return Network(
@@ -40,7 +44,10 @@ def build(name: str) -> Network:
     if ".video." in module:
         frames, size = next(found for prefix, found in _VIDEO.items() if name.startswith(prefix))
         return Network(model, lambda seed: _images(seed, frames, size, size))
-    return Network(model, lambda seed: _images(seed, _SIZES.get(name, 224)))
+    size = _SIZES.get(name, 224)
+    if sum(p.numel() for p in model.parameters()) > _LARGE and name not in _SIZES:
+        size = _SMALL
+    return Network(model, lambda seed: _images(seed, size), "" if size != _SMALL else f"input {size}")
 
 
 def _images(seed: int, *size: int) -> Tensor:

@@ -104,6 +104,9 @@ def convolution(c: Context, node: Node) -> None:
     bias = c.tensor(node, "bias")
     transposed, groups = bool(node.argument("transposed", False)), int(node.argument("groups", 1))
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    if c.rank(x) != c.rank(weight):
+        c.freeze_node(node, "takes one example, not a batch")
+        return
     for d in range(2, c.rank(x)):
         c.freeze(c.dim(x, d), f"is a dim of space at {c.graph.where(node)}")
     for d in range(2, c.rank(weight)):

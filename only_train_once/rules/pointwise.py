@@ -224,7 +224,8 @@ _DRAW = frozenset({"aten.rand", "aten.randn", "aten.randint", "aten.rand_like", 
 
 
 def _freeze_drawn(c: Context, node: Node, dims: list[Dim]) -> None:
-    if node.name in _DRAW:
+    """In training mode numbers are drawn anew in every step, whatever their count (dropout)."""
+    if node.name in _DRAW and (c.graph.training is None or node.index < c.graph.training):
         for dim in dims:
             c.freeze(dim, f"random numbers are drawn along this dim at {c.graph.where(node)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -74,11 +75,23 @@ def permute(c: Context, node: Node) -> None:
     kind = node.name.removesuffix("_copy")
     if kind == "aten.permute":
         order = [int(d) % rank for d in node.argument("dims")]
+    elif kind == "aten.numpy_T":
+        order.reverse()
+    elif kind == "aten.movedim":
+        sources, places = ([int(d) % rank for d in _listed(node.argument(a))] for a in ("source", "destination"))
+        order = [d for d in order if d not in sources]
+        for place, source in sorted(zip(places, sources, strict=True)):
+            order.insert(place, source)
     elif rank > 1:
-        a, b = (0, 1) if kind == "aten.t" else (int(node.argument("dim0")) % rank, int(node.argument("dim1")) % rank)
+        name = "axis" if kind == "aten.swapaxes" else "dim"
+        a, b = (0, 1) if kind == "aten.t" else (int(node.argument(f"{name}{i}")) % rank for i in (0, 1))
         order[a], order[b] = order[b], order[a]
     dims = c.dims(x)
     c.set(node, [dims[d] for d in order])
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
 @rule("aten.unsqueeze", "aten.unsqueeze_copy")
@@ -270,8 +283,9 @@ def stack(c: Context, node: Node) -> None:
 def pad(c: Context, node: Node) -> None:
     """Constant padding of an axis adds indices that have to stay; other padding of it freezes."""
     x = c.tensors(node)[0]
-    amounts = list(node.argument("pad") if node.name == "aten.constant_pad_nd" else node.argument("padding"))
-    value = float(node.argument("value", 0.0) or 0.0) if node.name == "aten.constant_pad_nd" else None
+    amounts = list(node.argument("pad") or node.argument("padding"))
+    constant = node.name == "aten.constant_pad_nd" or node.argument("mode") == "constant"
+    value = float(node.argument("value", 0.0) or 0.0) if constant else None
     dims = list(c.dims(x))
     for pair in range(len(amounts) // 2):
         before, after = amounts[2 * pair], amounts[2 * pair + 1]
