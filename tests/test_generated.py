@@ -508,6 +508,9 @@ CONSERVATIVE = {
     "squared_mean": "only the sign of the mean counts, and the sign does not depend on the divisor",
 }
 
+# behind another one, the first channel is still zero and the last is read by nobody: such places are not told apart
+ALONE = {"channel_cumsum"}
+
 CONSTANTS = {"sigmoid", "cos", "token_softmax"}  # a removed channel is a number other than zero behind these
 
 
@@ -584,7 +587,7 @@ def test_brute_force_can_tell() -> None:
 
 
 @settings(DETERMINISTIC, max_examples=60)
-@given(st.lists(st.sampled_from([n for n in MIDDLE if n not in CONSERVATIVE]), min_size=2, max_size=4))
+@given(st.lists(st.sampled_from([n for n in MIDDLE if n not in {*CONSERVATIVE, *ALONE}]), min_size=2, max_size=4))
 def test_what_brute_force_removes_from_a_row_is_offered(names: list[str]) -> None:
     # a constant in queries and keys shifts all logits alike, which a softmax does not see; the analysis does not know
     shifted = "attention" in names and not CONSTANTS.isdisjoint(names)
