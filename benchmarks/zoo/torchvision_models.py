@@ -14,7 +14,14 @@ from .network import Network
 
 # Clips are given at the length and size the networks were written for, or the least that runs.
 _VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64), "r3d": (8, 64), "mc3": (8, 64), "r2plus1d": (8, 64)}
-_SIZES = {"vit_b_16": 224, "vit_b_32": 224, "inception_v3": 299, "quantized_inception_v3": 299, "vit_h_14": 98}
+_SIZES = {
+    "maxvit_t": 224,
+    "vit_b_16": 224,
+    "vit_b_32": 224,
+    "inception_v3": 299,
+    "quantized_inception_v3": 299,
+    "vit_h_14": 98,
+}
 # The largest networks get smaller pictures: their forward passes in float64 are what takes the zoo's time.
 _LARGE, _SMALL = 30_000_000, 96
 _OPTIONS: dict[str, dict[str, Any]] = {
