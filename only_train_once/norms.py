@@ -46,6 +46,13 @@ def _refuse(norm: nn.Module, rest: tuple[None, ...], named: dict[str, None]) -> 
         )
 
 
+def _go_on(norm: nn.Module, out: Tensor) -> Tensor:
+    """The class that was replaced may go on with parts of its own (a dropout, an activation), one after the other."""
+    for part in norm.children():
+        out = part(out)
+    return out
+
+
 class FullWidthLayerNorm(nn.LayerNorm):
     """A layer norm over n channels with the mean and the variance of ``full_width``, see [Note: full width].
 
@@ -98,7 +105,7 @@ class FullWidthLayerNorm(nn.LayerNorm):
             out = out + (self.bias if several else _along(self.bias, self.dim, x.ndim))
         out = out.to(input.dtype)
         # torch's own kernel lays its result out anew, and code behind it may rely on that (``.view``)
-        return out.contiguous() if several or self.dim == -1 else out
+        return _go_on(self, out.contiguous() if several or self.dim == -1 else out)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, full_width={self.full_width}, dim={self.dim}, offset={self.offset}"
@@ -220,7 +227,7 @@ class FullWidthGroupNorm(nn.GroupNorm):
             out = out * _along(self.weight, 1, input.ndim)
         if self.bias is not None:
             out = out + _along(self.bias, 1, input.ndim)
-        return out.to(input.dtype)
+        return _go_on(self, out.to(input.dtype))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, full_width={self.full_width}"

@@ -288,6 +288,37 @@ class MaskedGroupNorms(nn.Module):
         return self.head(F.relu(self.norm(self.stem(x), mask=None))).mean((2, 3))
 
 
+class ActiveGroupNorm(nn.GroupNorm):
+    """Goes on with an activation of its own."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(groups, channels)
+        self.act = nn.SiLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))
+
+
+class ActiveLayerNorm(nn.LayerNorm):
+    """Goes on with an activation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.act = nn.GELU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))
+
+
+class ActiveGroupNorms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 12, 3), ActiveGroupNorm(3, 12), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(x))).mean((2, 3))
+
+
 class UnbiasedRMSNorm(HandRMSNorm):
     """Has no bias and says so in an ordinary attribute."""
 
@@ -815,6 +846,8 @@ BASICS: dict[str, Case] = {
     "offset_layer_norm": Case(
         lambda: NormedStream(lambda: OffsetLayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28
     ),
+    "active_group_norm": Case(ActiveGroupNorms, images(), 4),
+    "active_layer_norm": Case(lambda: NormedStream(ActiveLayerNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "masked_group_norm": Case(MaskedGroupNorms, images(), 4),
     "group_norm": Case(GroupNorms, images(), 12),
     "instance_norm": Case(InstanceNorms, images(), 8),
