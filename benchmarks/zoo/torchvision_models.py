@@ -13,7 +13,7 @@ from torchvision.models.optical_flow import RAFT
 from .network import Network
 
 # Clips are given at the length and size the networks were written for, or the least that runs.
-_VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 64), "r3d": (8, 64), "mc3": (8, 64), "r2plus1d": (8, 64)}
+_VIDEO = {"mvit": (16, 224), "swin3d": (8, 64), "s3d": (16, 224), "r3d": (8, 64), "mc3": (8, 64), "r2plus1d": (8, 64)}
 _SIZES = {
     "maxvit_t": 224,
     "vit_b_16": 224,
@@ -44,7 +44,9 @@ def build(name: str) -> Network:
     model = torchvision.models.get_model(name, weights=None, **options)
     if ".detection." in module:
         return Network(
-            DetectorParts(model), lambda seed: _images(seed, 128), "backbone and heads, without box decoding"
+            DetectorParts(model),
+            lambda seed: _images(seed, 300 if name == "ssd300_vgg16" else 128),
+            "backbone and heads, without box decoding",
         )
     if isinstance(model, RAFT):
         return Network(_Flow(model), lambda seed: (_images(seed, 128), _images(seed + 100, 128)), "2 updates")
