@@ -255,9 +255,8 @@ def _apply_sizes(c: Context, statements: list[tuple[SizeUse, Ids]]) -> dict[Attr
         elif expr.kind == "dim":
             source = c.label(*expr.args)
             if source is not None and len(source) == len(ids):
-                if not np.array_equal(
-                    np.sort(source.ids), np.sort(ids)
-                ):  # of the same ids in any order there are as many
+                # of the same ids in any order there are as many: nothing is said about which leave together
+                if not np.array_equal(np.sort(source.ids), np.sort(ids)):
                     c.store.equal(source.ids, ids)
             else:
                 c.store.freeze(ids, f"its size is that of a fixed dim by {use.where}")

@@ -73,8 +73,6 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
     ("are chosen by data", "nothing: every entry has a meaning"),
     ("is written at given positions", "index along another dim"),
     ("is transformed as a whole", "a transform over another dim (space, time)"),
-    ("one index is picked", "index along another dim"),
-    ("its entries are chosen by data", "index along another dim"),
     ("is indexed by position", "index along another dim"),
     ("indices are picked", "index along another dim"),
 )
