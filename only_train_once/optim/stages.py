@@ -7,8 +7,9 @@ it reached.
 
 While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs five times the base
 optimizer's for HSPG and eight times for DHSPG (``benchmarks/results/step_cost.md``: ResNet-18, SGD with momentum,
-forward and backward pass not counted): both read all weights several times. Before and after it costs what the base optimizer's does, and nothing
-waits for the device except at the first steps of periods that score or plan, and at that of the finish.
+forward and backward pass not counted): both read all weights several times. Before and after it costs what the base
+optimizer's does, and nothing waits for the device except at the first steps of periods that score or plan, and at that
+of the finish.
 """
 
 from __future__ import annotations
