@@ -33,6 +33,8 @@ from .pruning import zero
 TOLERANCE = 1e-9
 # torch's kernels read past the end of operands whose sizes do not fit together, as a trial cut may make them
 _UNCHECKED = frozenset({"lu_unpack", "lu_solve", "linalg.lu_solve", "linalg.ldl_solve", "ormqr", "_segment_reduce"})
+# They hand out memory that nobody wrote: what is in it is no function of anything, so there is nothing to compare.
+_UNWRITTEN = frozenset({"empty_like", "new_empty", "new_empty_strided", "resize_", "resize_as_"})
 _LARGEST = 400  # entries of an operand; torch's samples are mostly smaller
 
 # How an operand comes about: an activation that is zero where its unit is removed, one that is not, a weight.
@@ -80,8 +82,9 @@ def is_operand(leaf: Any) -> bool:
 
 
 def operators() -> list[str]:
-    """Names of the operators of torch's table that take float64."""
-    infos = [info for info in op_db if torch.float64 in info.dtypes and info.name not in _UNCHECKED]
+    """Names of the operators of torch's table that take float64 and compute something."""
+    left_out = _UNCHECKED | _UNWRITTEN
+    infos = [info for info in op_db if torch.float64 in info.dtypes and info.name not in left_out]
     return sorted({info.name for info in infos})
 
 
