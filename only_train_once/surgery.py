@@ -28,7 +28,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from . import masking
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
-from .inputs import copy_module, in_float64
+from .copying import copy_module
+from .inputs import in_float64
 from .norms import (
     FullWidthGatedRMSNorm,
     FullWidthGroupNorm,
