@@ -187,7 +187,7 @@ def _record(model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bo
     recorder = Recorder(model, checksums=checksums)
     log = SizeLog() if provenance else None
     if log is not None:
-        instrument(model, log)
+        instrument(recorder.modules, log)
     _run(recorder, log, clone_inputs(inputs))
     return recorder, log
 
