@@ -4,7 +4,7 @@
     python -m benchmarks.analysis_cost timm convnext      some
 
 Every builder of torchvision, one network per module of timm, and types of transformers that are not shrunk
-(``zoo/transformers_full_models.py``), with inputs of their own size and two of them, in float32 on one thread.
+(``zoo/*_full_models.py``), with inputs of their own size and two of them, in float32 on one thread.
 Forward passes and analyses take turns in one process per network. The zoo times the same on transformers of toy size,
 where Python is compared with Python.
 """
@@ -22,7 +22,7 @@ import torch
 
 from .zoo.process import run, source
 
-LIBRARIES = {"torchvision": "names", "timm": "families", "transformers_full": "names"}
+LIBRARIES = {"torchvision_full": "names", "timm": "families", "transformers_full": "names"}
 LINES = Path("benchmarks/results/analysis_cost.jsonl")
 JOB = "benchmarks.zoo.check.cost"
 
