@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axes, analyse
+from .collector import few_collections
 from .errors import ConfigurationError
 from .graph import Graph, ValueKind
 from .labels import Kind, Solution, kinds_of
@@ -193,6 +194,7 @@ class GroupList(Sequence[PruningGroup]):
 # ---------------------------------------------------------------- from axes to groups
 
 
+@few_collections()
 def find_groups(
     graph: Graph,
     *,

@@ -133,8 +133,9 @@ class Recorder(TorchDispatchMode):
 
     def _keep(self, tensor: Tensor) -> None:
         storage = _storage_key(tensor)
-        if storage is not None:
-            self.by_storage.setdefault(storage, []).append(self.known[id(tensor)][0])
+        if storage is not None:  # memory is used again and again: those that had it before are gone
+            sharing = [held for held in self.by_storage.get(storage, ()) if held() is not None]
+            self.by_storage[storage] = [*sharing, self.known[id(tensor)][0]]
 
     # -- calls
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .collector import few_collections
 from .copying import borrowed
 from .errors import ConfigurationError, TraceError
 from .graph import Graph
@@ -32,6 +33,7 @@ _FRUITLESS = 8  # so many of those in a row are enough
 _OTHER_OUTCOMES = 24  # passes at most in which a decision on data comes out the other way
 
 
+@few_collections()
 def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph:
     """Capture one forward pass of ``model`` on ``inputs``.
 
