@@ -22,7 +22,7 @@ import torch
 
 from .zoo.process import run, source
 
-LIBRARIES = {"torchvision_full": "names", "timm": "families", "transformers_full": "names"}
+LIBRARIES = {"timm": "families", "transformers_full": "names", "torchvision_full": "names"}
 LINES = Path("benchmarks/results/analysis_cost.jsonl")
 JOB = "benchmarks.zoo.check.cost"
 
