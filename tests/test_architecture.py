@@ -17,7 +17,7 @@ PACKAGE = Path(only_train_once.__file__).parent
 ORDER = [
     *("errors", "higher_order", "inputs", "graph", "sizes", "recorder", "size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "groups"),
-    *("masking", "unitwise", "criteria", "importance", "schedules", "budgets", "optim"),
+    *("sharding", "masking", "unitwise", "criteria", "importance", "schedules", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
