@@ -108,13 +108,17 @@ def no_fast_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.Module:
+def copy_module(
+    module: nn.Module, error: type[OTOError] = SurgeryError, instead: Mapping[Tensor, Tensor] | None = None
+) -> nn.Module:
     """``copy.deepcopy``, keeping marks on parameters, also where a weight is computed and kept with its graph.
+
+    ``instead`` says which tensors are replaced by others rather than copied.
 
     Raises:
         error: the module holds what cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(old): new for old, new in (instead or {}).items()}
     for part in module.modules():
         for value in (*vars(part).values(), *part._buffers.values()):
             if isinstance(value, Tensor) and not value.is_leaf:

@@ -192,10 +192,11 @@ ALONE = Shares()
 
 
 def _unpickled(counted: frozenset[str] | None, several: bool) -> Shares:
-    return Shares(counted, torch.distributed.group.WORLD if several and _running() else None)
+    return Shares(counted, torch.distributed.group.WORLD if several and is_running() else None)
 
 
-def _running() -> bool:
+def is_running() -> bool:
+    """Whether a process group was made."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
@@ -233,7 +234,7 @@ def share(
     Raises:
         ConfigurationError: the processes have other groups or tensors, or the parts do not make up the whole.
     """
-    if not _running() or torch.distributed.get_world_size(process_group) == 1:
+    if not is_running() or torch.distributed.get_world_size(process_group) == 1:
         spread = any(is_dtensor(t) for t in tensors.values())
         return SharedTensors(tensors, ALONE) if spread else tensors
     group = torch.distributed.group.WORLD if process_group is None else process_group
@@ -294,9 +295,11 @@ def gather_into(model: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
         ConfigurationError: a name or a shape differs. Raised in processes with a model only.
     """
     own: dict[str, Tensor] = {}
+    wrong = None
     if model is not None:
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    wrong = None
+        unknown = sorted(set(own) - set(tensors))
+        wrong = f"the model to fill has {unknown[:5]}, which nothing here is called" if unknown else None
     for name, tensor in tensors.items():
         with torch.no_grad():
             value = whole(tensor.detach())
