@@ -21,11 +21,12 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from . import checkpoint
+from .copying import copy_module
 from .errors import ConfigurationError, OTOError, SurgeryError, TraceError, VerificationError
 from .flops import count_flops
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import cast_inputs, copy_module, map_inputs
+from .inputs import cast_inputs, map_inputs
 from .masking import regions
 from .optim import attach as attach_method
 from .optim import build
@@ -507,8 +508,8 @@ class OTO:
             )
         if model is None and first:
             assert self._plain is not None
-            room: dict[Tensor, Tensor] = {
-                p: nn.Parameter(torch.empty(p.shape, dtype=tensors[n].dtype), p.requires_grad)
+            room: dict[int, Tensor] = {
+                id(p): nn.Parameter(torch.empty(p.shape, dtype=tensors[n].dtype), p.requires_grad)
                 for n, p in self._plain.named_parameters()
             }
             model = copy_module(self._plain, instead=room).to("cpu").train(self.model.training)
@@ -755,8 +756,8 @@ class _Attempt:
 
 def _hollow(model: nn.Module) -> nn.Module:
     """A copy of the modules whose parameters take no memory."""
-    empty: dict[Tensor, Tensor] = {
-        p: nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    empty: dict[int, Tensor] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
     }
     return copy_module(model, TraceError, empty)
 

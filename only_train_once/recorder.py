@@ -79,7 +79,8 @@ class Recorder(TorchDispatchMode):
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
         self.counts: dict[int, SizeUse] = {}
-        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.modules = dict(model.named_modules())
+        self.paths = {id(m): path for path, m in self.modules.items()}
         self.names: dict[int, tuple[ValueKind, str]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
         for kind, named in (
@@ -89,6 +90,8 @@ class Recorder(TorchDispatchMode):
             for name, tensor in named:
                 _, first = self.names.setdefault(id(tensor), (kind, name))
                 self.aliases[first] = (*self.aliases.get(first, ()), name)
+        devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
+        self.devices = [d.index or 0 for d in devices]  # CUDA devices of the model
         self.training: int | None = None  # first node of a pass in training mode
         self.inputs: list[int] = []
         self.outputs: tuple[int, ...] = ()
@@ -305,8 +308,8 @@ class Recorder(TorchDispatchMode):
                 if index is not None and index not in seen:
                     seen.add(index)
                     last.setdefault(node.index, []).append(index)
-        with torch.random.fork_rng(devices=cuda_devices(self.model)), torch.no_grad():
-            seed_generators(cuda_devices(self.model))
+        with torch.random.fork_rng(devices=self.devices), torch.no_grad():
+            seed_generators(self.devices)
             for node in self.nodes:
                 args, kwargs = (
                     replace_leaves(given, Ref, lambda r: env[r.index]) for given in (node.args, node.kwargs)
@@ -364,7 +367,7 @@ class Recorder(TorchDispatchMode):
     def graph(self, untrusted: Mapping[int, str] | None = None) -> Graph:
         """The finished graph."""
         tensors = {v.name: v.index for v in self.values if v.kind in (ValueKind.PARAMETER, ValueKind.BUFFER)}
-        modules = dict(self.model.named_modules())
+        modules = self.modules
         return Graph(
             nodes=tuple(self.nodes),
             values=tuple(self.values),
@@ -454,8 +457,3 @@ def seed_generators(devices: Sequence[int]) -> None:
     torch.default_generator.manual_seed(0)
     for device in devices:
         torch.cuda.default_generators[device].manual_seed(0)
-
-
-def cuda_devices(model: nn.Module) -> list[int]:
-    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    return [d.index or 0 for d in devices]

@@ -221,9 +221,7 @@ def shared_as(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Ma
     return SharedTensors(values, tensors.shares) if isinstance(tensors, SharedTensors) else values
 
 
-def share(
-    tensors: Mapping[str, Tensor], partition: Callable[[], str], process_group: Any = None
-) -> Mapping[str, Tensor]:
+def share(tensors: dict[str, Tensor], partition: Callable[[], str], process_group: Any = None) -> dict[str, Tensor]:
     """Find out who counts what; all processes of the group ask together, and each for the same tensors.
 
     Args:

@@ -34,7 +34,7 @@ class Candidates:
 
     groups: tuple[PruningGroup, ...]
     dropped: dict[str, str]
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
     trained: frozenset[str]
     named_tensors: dict[str, Tensor]
 
