@@ -18,9 +18,8 @@ its units at zero, which needs the loss, and is the same for all units of a laye
 those of gradients, not of momentum. A step with a gradient that is not finite does not count.
 
 Nothing waits for the device except at a cycle's boundaries. A copy of the run is held while cycles last; it is saved in
-the optimizer's ``state_dict``. ``torch.distributed.checkpoint`` loads only what a fresh optimizer has and drops it:
-save before the cycles or after them there. Give ``attach`` the model's buffers, too, or running statistics are not put
-back.
+the optimizer's ``state_dict``; for ``torch.distributed.checkpoint`` see ``files``. Give ``attach`` the model's buffers,
+too, or running statistics are not put back.
 """
 
 from __future__ import annotations
@@ -220,6 +219,11 @@ class HessoCric(Removal):
     @property
     def companions(self) -> Companions:
         return super().companions if self._snapshot is None else {_SNAPSHOT: self._snapshot.parameters}
+
+    def expect(self, optimizer: Optimizer, what: Mapping[str, Collection[str]]) -> None:
+        super().expect(optimizer, what)
+        if _SNAPSHOT in what:
+            self._snapshot = Snapshot.take(optimizer, self.named_tensors)
 
     def check_state(self, state: Mapping[str, Any], companions: Companions) -> None:
         ramp, start = saved_count(state, "ramp_start"), self.schedule.start_pruning_step

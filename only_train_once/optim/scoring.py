@@ -22,6 +22,7 @@ from only_train_once.importance import (
     resolve,
     score_groups,
 )
+from only_train_once.masking import precise
 from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
@@ -116,6 +117,11 @@ class Scoring:
         return {
             what: {n: like(self.tensors[n], v) for n, v in values.items()} for what, values in kept.items() if values
         }
+
+    def expect(self, what: Mapping[str, Collection[str]]) -> None:
+        """Begin sums at 0, for the values of a file to replace."""
+        for name, sums in ((SUMS, self.average.sums), (SQUARES, self.average.squares)):
+            sums.update({n: precise(torch.zeros_like(local(self.tensors[n]))) for n in what.get(name, ())})
 
     def check_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
         saved_count(state, "window_count")
