@@ -486,7 +486,7 @@ class OTO:
 
     # -- construction ------------------------------------------------------------------------------------------
 
-    def gather(self, model: nn.Module | None = None) -> OTO | None:
+    def gather(self, model: nn.Module | None = None, dummy_input: Any = None) -> OTO | None:
         """The whole model on the CPU of the first process, with this analysis; None in the others.
 
         Every process calls it. Tensors are gathered one at a time. Continue in the first process::
@@ -498,6 +498,7 @@ class OTO:
         Args:
             model: where to gather it, made like the one that was analysed; None for a copy of that one's modules as
                 they were before it was sharded, kept where ``torch.distributed`` ran at the analysis.
+            dummy_input: example inputs with values, where the analysis had inputs on the meta device.
         """
         tensors = self._named_tensors()
         first = not is_running() or torch.distributed.get_rank() == 0
@@ -519,7 +520,7 @@ class OTO:
         full = copy.copy(self)
         assert model is not None
         full.model = model
-        full.inputs = map_inputs(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, self.inputs)
+        full.inputs = map_inputs(_on_cpu, self.inputs if dummy_input is None else dummy_input)
         return full
 
     def construct_subnet(
@@ -752,6 +753,12 @@ class _Attempt:
         good, bad = self.largest_exact(names[:half], good)
         good, worse = self.largest_exact(names[half:], good)
         return good, [*bad, *worse]
+
+
+def _on_cpu(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.device.type == "meta":
+        raise ConfigurationError("the model was analysed with inputs on the meta device: give gather(dummy_input=x)")
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
 
 
 def _hollow(model: nn.Module) -> nn.Module:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
@@ -21,7 +29,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from only_train_once.optim import attach
+from only_train_once import OTO
+from only_train_once.errors import ConfigurationError
+from only_train_once.optim import attach, expect
 from only_train_once.sharding import whole
 from tests.methods import config
 from tests.reference.nets import NETS, C, F, Z, batch, group, loss_of, make, tensors_of
@@ -62,6 +72,10 @@ def ddp(model: nn.Module) -> nn.Module:
 
 
 def fsdp(model: nn.Module) -> nn.Module:
+    return fully_shard(model)
+
+
+def fsdp_layers(model: nn.Module) -> nn.Module:
     for child in model.children():
         if any(True for _ in child.parameters()):
             fully_shard(child)
@@ -111,6 +125,7 @@ WAYS: dict[str, tuple[Wrap, Callable[[int, int], tuple[int, int]]]] = {
     "alone": (lambda model: model, lambda rank, size: (0, 1)),
     "ddp": (ddp, lambda rank, size: (rank, size)),
     "fsdp": (fsdp, lambda rank, size: (rank, size)),
+    "fsdp_layers": (fsdp_layers, lambda rank, size: (rank, size)),
     "fsdp_last_dim": (fsdp_last_dim, lambda rank, size: (rank, size)),
     "tensor_parallel": (tensor_parallel, lambda rank, size: (0, 1)),
     "two_dims": (two_dims, lambda rank, size: (rank // 2, size // 2)),
@@ -138,7 +153,7 @@ class Run:
     processes: int = 2
     base: str = "adamw"
     clip: float | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         criterion = "".join(f"-{v}" for v in self.more.values())
@@ -198,12 +213,9 @@ RUNS = [
     *(Run("tensor_parallel", "block", method) for method in METHODS),
     *(Run("ddp", "block", method) for method in ("hesso", "dhspg", "hesso_cric")),
     *(Run("fsdp", "mlp", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA),
-    *(
-        Run("fsdp_last_dim", "conv", "hesso", more={"importance_score_criteria": n})
-        for n in ("fpgm", "batch_norm_scale")
-    ),
+    *(Run("fsdp_last_dim", "conv", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA_OF_CONVS),
     Run("fsdp", "residual", "hesso", base="sgd", clip=0.5),
-    Run("fsdp", "layer_norm", "hesso", base="sgd"),
+    Run("fsdp_layers", "layer_norm", "hesso", base="sgd"),
     Run("ddp", "conv", "hspg"),
     *(Run("two_dims", "block", method, 4) for method in ("hesso", "hspg", "dhspg", "ada_hspg", "hesso_cric")),
     *(Run("fsdp", net, "hesso", 4) for net in ("conv", "residual", "layer_norm", "block")),
@@ -212,12 +224,134 @@ RUNS = [
 ]
 
 
-def main(folder: str) -> None:
+# -- stopping and going on -------------------------------------------------------------------------------------------
+
+# Saved by two processes inside a window and a period, inside a period, and inside a cycle; continued by any number.
+STOPPED = {
+    Run("fsdp", "block", "hesso"): 6,
+    Run("fsdp", "conv", "hesso"): 10,  # when some units are at zero
+    Run("fsdp", "block", "dhspg"): 9,
+    Run("fsdp", "block", "hesso_cric"): 5,
+}
+
+
+def _states(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+def stop(run: Run, folder: Path) -> None:
+    """Train until the step of the table and write a checkpoint; every process a part of it."""
+    model, optimizer = build(run)
+    train(run, model, optimizer, range(STOPPED[run]))
+    optimizer.zero_grad()
+    dcp.save(_states(model, optimizer), checkpoint_id=folder / str(run))
+
+
+def go_on(run: Run, processes: int, folder: Path) -> dict[str, Any]:
+    """Continue a stopped run with another number of processes, 1 for this one alone."""
+    now, alone = replace(run, processes=processes), processes == 1
+    model, optimizer = build(now, alone)
+    expect(optimizer, folder / str(run))
+    states = _states(model, optimizer)
+    dcp.load(states, checkpoint_id=folder / str(run), no_dist=alone)
+    set_model_state_dict(model, states["model"])
+    set_optimizer_state_dict(model, optimizer, states["optimizer"])
+    assert optimizer.compute_metrics().step == STOPPED[run]
+    train(now, model, optimizer, range(STOPPED[run], STEPS), alone)
+    return facts(model, optimizer)
+
+
+def through_one_file(run: Run, folder: Path) -> dict[str, Any]:
+    """Stop a run, write everything with ``torch.save`` in the first process, and go on from there."""
+    model, optimizer = build(run)
+    train(run, model, optimizer, range(STOPPED[run]))
+    optimizer.zero_grad()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    whole_model = get_model_state_dict(model, options=options)
+    if torch.distributed.get_rank() == 0:
+        torch.save({"model": whole_model, "optimizer": state}, folder / "whole.pt")
+    torch.distributed.barrier()
+    saved = torch.load(folder / "whole.pt", weights_only=True)
+    model, optimizer = build(run)
+    set_model_state_dict(model, saved["model"], options=StateDictOptions(full_state_dict=True))
+    set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=StateDictOptions(full_state_dict=True))
+    train(run, model, optimizer, range(STOPPED[run], STEPS))
+    return facts(model, optimizer)
+
+
+# -- construction ----------------------------------------------------------------------------------------------------
+
+CUT = Run("fsdp", "block", "hesso")
+
+
+def example() -> Tensor:
+    return batch("block", 99)
+
+
+def slim(way: str, folder: Path, on_meta: bool = False) -> None:
+    """Analyse, spread, train, gather, cut and save; ``on_meta``: analysed without weights, filled when sharded."""
+    run = replace(CUT, way=way)
+    full_state = make(run.net).state_dict()
+    model = make(run.net).to("meta") if on_meta else make(run.net)
+    oto = OTO(model, example().to("meta") if on_meta else example())
+    model = WAYS[way][0](model)
+    if on_meta:
+        model.to_empty(device="cpu")
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(model, full_state if torch.distributed.get_rank() == 0 else {}, options=options)
+    optimizer = oto.attach(base_of(run, model), **config(run.method))
+    train(run, model, optimizer, range(STEPS))
+    if way != "ddp":
+        try:
+            oto.construct_subnet()
+            raise AssertionError("a sharded model was cut")
+        except ConfigurationError as error:
+            assert "oto.gather()" in str(error)  # noqa: PT017
+    full = oto.gather(dummy_input=example())
+    assert (full is None) == (torch.distributed.get_rank() > 0)
+    if full is not None:
+        full.construct_subnet().save(folder / f"slim-{way}-{on_meta}")
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refusals() -> dict[str, str]:
+    """What is refused in a run of several processes -> what is said."""
+
+    def other_groups() -> object:
+        model = make("block")
+        groups = model.groups()[torch.distributed.get_rank() :]  # type: ignore[operator]
+        return attach(SGD(model.parameters(), lr=0.1), groups, tensors_of(model))
+
+    def analysis_too_late() -> object:
+        return OTO(fsdp(make("block")), example())
+
+    said = {}
+    for refused in (other_groups, analysis_too_late):
+        try:
+            refused()
+        except ConfigurationError as error:
+            said[refused.__name__] = str(error)
+    return said
+
+
+def main(name: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, size, folder = torch.distributed.get_rank(), torch.distributed.get_world_size(), Path(name)
     results = {str(run): result(run) for run in RUNS if run.processes == size}
-    torch.save(results, Path(folder) / f"{size}-{rank}.pt")
+    if size == 2:
+        for run in STOPPED:
+            stop(run, folder)
+        results["through one file"] = through_one_file(next(iter(STOPPED)), folder)
+        for way in ("ddp", "fsdp", "tensor_parallel"):
+            slim(way, folder)
+        slim("fsdp", folder, on_meta=True)
+        results["refusals"] = refusals()
+    results |= {f"{run} goes on": go_on(run, size, folder) for run in STOPPED}
+    torch.save(results, folder / f"{size}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
