@@ -31,6 +31,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from only_train_once import OTO
 from only_train_once.errors import ConfigurationError
+from only_train_once.groups import PruningGroup
+from only_train_once.masking import unit_dot, unit_sq_norm
 from only_train_once.optim import attach, expect
 from only_train_once.sharding import whole
 from tests.methods import config
@@ -156,7 +158,7 @@ class Run:
     more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        criterion = "".join(f"-{v}" for v in self.more.values())
+        criterion = "".join(f"-{getattr(v, '__name__', v)}" for v in self.more.values())
         return f"{self.way}-{self.processes}-{self.net}-{self.method}-{self.base}{criterion}".replace(" ", "")
 
 
@@ -204,14 +206,30 @@ def result(run: Run, alone: bool = False) -> dict[str, Any]:
     return facts(model, optimizer)
 
 
+def own_criterion(group: PruningGroup, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:
+    """What users may write: helpers of the library, and plain operators on the tensors they are given."""
+    name = next(s.param for s in group.slices if s.role is Z and parameters[s.param].dim() == 2)
+    rows = parameters[name].detach().abs().sum(1) + gradients[name].abs().sum(1)
+    score = unit_sq_norm(group, gradients) + unit_dot(group, parameters, gradients).abs()
+    return score + whole(rows).view(group.size, -1).sum(1)
+
+
+def first_decides(group: PruningGroup, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:
+    """Scores that differ between processes."""
+    alone = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return torch.arange(group.size) * (1.0 if alone else -1.0)
+
+
 METHODS = ("hesso", "hspg", "hspg, prox", "dhspg", "dhspg, tolerance", "ada_hspg", "hesso_cric")
 CRITERIA = ("fisher_diagonal", "lamp", "fpgm", "otov2")
 CRITERIA_OF_CONVS = ("fpgm", "batch_norm_scale")
 RUNS = [
-    *(Run("fsdp", "block", method) for method in METHODS),
+    *(Run("fsdp", "block", method) for method in ("hesso", "hspg", "dhspg", "ada_hspg", "hesso_cric")),
+    *(Run("fsdp", "mlp", "hesso", more={"importance_score_criteria": own}) for own in (own_criterion, first_decides)),
+    Run("ddp", "mlp", "hesso", more={"importance_score_criteria": first_decides}),
     *(Run("fsdp_last_dim", "block", method, base="sgd") for method in ("hesso", "hspg", "dhspg", "hesso_cric")),
     *(Run("tensor_parallel", "block", method) for method in METHODS),
-    *(Run("ddp", "block", method) for method in ("hesso", "dhspg", "hesso_cric")),
+    *(Run("ddp", "block", method) for method in ("dhspg", "hesso_cric")),
     *(Run("fsdp", "mlp", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA),
     *(Run("fsdp_last_dim", "conv", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA_OF_CONVS),
     Run("fsdp", "residual", "hesso", base="sgd", clip=0.5),
