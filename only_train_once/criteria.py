@@ -95,9 +95,12 @@ def _apart(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles:
             continue
         # Rows of two processes cannot be subtracted: such a tensor is split along another dim first.
         tensor, counted = unsplit(x[s.param].detach(), s.dim)
-        rows = precise(local(tensor)).movedim(s.dim, 0)
-        rows = rows[torch.from_numpy(s.index).to(rows.device)].reshape(group.size, -1)
-        vectors.append(rows if counted and shares_of(x).counts(s.param) else rows[:, :0])
+        rows = precise(local(tensor))
+        if not rows.numel() or not counted or not shares_of(x).counts(s.param):
+            vectors.append(rows.new_empty(group.size, 0))
+            continue
+        rows = rows.movedim(s.dim, 0)
+        vectors.append(rows[torch.from_numpy(s.index).to(rows.device)].reshape(group.size, -1))
     together = torch.cat([v.to(vectors[0].device, vectors[0].dtype) for v in vectors], dim=1)
     return torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").square()
 

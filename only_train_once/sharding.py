@@ -58,7 +58,7 @@ def held(tensor: Tensor) -> dict[int, NDArray[np.int64]]:
         return {}
     mesh, placements = cast(Any, tensor).device_mesh, cast(Any, tensor).placements
     at = mesh.get_coordinate()
-    out: dict[int, NDArray[np.int64]] = {}
+    splits: dict[int, list[tuple[int, int, int]]] = {}  # dim -> (mesh dim, its size, split factor)
     for mesh_dim, placement in enumerate(placements):
         if placement.is_replicate():
             continue
@@ -68,21 +68,47 @@ def held(tensor: Tensor) -> dict[int, NDArray[np.int64]]:
                 f"a tensor of shape {tuple(tensor.shape)} has the placement {placement}; parameters have to be "
                 f"sharded or replicated over {mesh}"
             )
-        dim = placement.dim % tensor.dim()
-        positions = out.get(dim, np.arange(tensor.shape[dim], dtype=np.int64))
-        parts, step = mesh.size(mesh_dim), int(getattr(placement, "split_factor", 1))
-        # Like torch.chunk. A strided shard was split ``step`` ways by a mesh dim that comes after it here.
-        length = -(-len(positions) // (parts * step)) if len(positions) else 0
-        own = [] if at is None else range(at[mesh_dim], parts * step, parts)
-        out[dim] = np.concatenate([positions[:0], *(positions[c * length : (c + 1) * length] for c in own)])
-    here = local(tensor).shape
+        factor = int(getattr(placement, "split_factor", 1))
+        splits.setdefault(placement.dim % tensor.dim(), []).append((mesh_dim, mesh.size(mesh_dim), factor))
+    out: dict[int, NDArray[np.int64]] = {}
+    for dim, split in splits.items():
+        positions = np.arange(tensor.shape[dim] if at is not None else 0, dtype=np.int64)
+        for mesh_dim, parts in _in_order(split, placements):
+            length = -(-len(positions) // parts)  # as torch.chunk does
+            first = 0 if at is None else at[mesh_dim] * length
+            positions = positions[first : first + length]
+        out[dim] = positions
+    here = local(tensor)
+    nothing = here.numel() == 0 and any(len(positions) == 0 for positions in out.values())  # of whatever shape
     for dim, positions in out.items():
-        if at is not None and here[dim] != len(positions):
+        if not nothing and here.shape[dim] != len(positions):
             raise ConfigurationError(
                 f"a tensor of shape {tuple(tensor.shape)} placed as {placements} should have {len(positions)} "
-                f"positions of dim {dim} in this process and has {here[dim]}; shard it with torch's own functions"
+                f"positions of dim {dim} in this process and has {here.shape[dim]}; shard it with torch's own functions"
             )
     return out
+
+
+def _in_order(split: Sequence[tuple[int, int, int]], placements: object) -> list[tuple[int, int]]:
+    """(mesh dim, its size) of what splits one dim, in the order in which it was split.
+
+    A strided shard says by its factor that mesh dims that come after it have split the dim that many ways before.
+    """
+    if not split:
+        return []
+    (mesh_dim, size, factor), *rest = split
+    before = 0
+    while factor > 1 and before < len(rest):
+        factor, over = divmod(factor, rest[before][1])
+        before += 1
+        if over:
+            break
+    if factor != 1:
+        raise ConfigurationError(
+            f"the placements {placements} do not say in which order a dim was split; shard parameters with "
+            f"parallelize_module first, and then with fully_shard"
+        )
+    return [*_in_order(rest[:before], placements), (mesh_dim, size), *_in_order(rest[before:], placements)]
 
 
 def like(tensor: Tensor, part: Tensor) -> Tensor:
@@ -110,7 +136,7 @@ def part_of(value: Tensor, tensor: Tensor) -> Tensor:
         return local(value)
     for dim, positions in held(tensor).items():
         value = value.index_select(dim, torch.from_numpy(positions).to(value.device))
-    return value
+    return value if value.numel() else value.reshape(local(tensor).shape)
 
 
 def whole(tensor: Tensor) -> Tensor:

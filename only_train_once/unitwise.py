@@ -72,13 +72,16 @@ class Units:
                     continue
                 tensor = tensors[name]
                 dims, here = local_positions(slices, tensor), local(tensor)
-                if here.numel() and self.shares.counts(name):
+                self._parts.setdefault(name, [])
+                if not here.numel():
+                    continue
+                if self.shares.counts(name):
                     self._terms += _terms(name, number, dims, tensor.device)
                 for dim, positions in dims.items():
                     for owner in _owners(positions.index, positions.once, here.shape[dim]):
                         numbered = np.where(owner < 0, self.count, owner + starts[number])
                         part = _Part(dim, torch.from_numpy(numbered).to(tensor.device))
-                        self._parts.setdefault(name, []).append(part)
+                        self._parts[name].append(part)
         self._terms.sort(key=lambda t: t.name)
         self.names = tuple(self._parts)
         self._dims = {name: tensors[name].dim() for name in self.names}
@@ -140,7 +143,8 @@ class Units:
             total: Tensor | None = None
             for part in self._spread(name, coefficient, 0):
                 total = part if total is None else total + part
-            assert total is not None
+            if total is None:  # nothing of it is here
+                continue
             tensor, value, factor = local(tensors[name]), local(values[name]), total * rates[name]
             if tensor.dtype == precise(value).dtype:
                 tensor.addcmul_(value, factor.to(tensor.dtype))

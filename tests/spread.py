@@ -34,9 +34,9 @@ from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup
 from only_train_once.masking import unit_dot, unit_sq_norm
 from only_train_once.optim import attach, expect
-from only_train_once.sharding import whole
+from only_train_once.sharding import held, local, part_of, whole
 from tests.methods import config
-from tests.reference.nets import NETS, C, F, Z, batch, group, loss_of, make, tensors_of
+from tests.reference.nets import NETS, C, F, Mlp, Z, batch, group, loss_of, make, tensors_of
 
 STEPS = 20
 
@@ -97,6 +97,7 @@ def fsdp_last_dim(model: nn.Module) -> nn.Module:
 
 PLANS = {
     "mlp": {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()},
+    "layer_norm": {"up": ColwiseParallel(), "down": RowwiseParallel()},  # the rest of the stream is everywhere
     "block": {
         **{name: ColwiseParallel() for name in ("q", "k", "v", "up")},
         **{name: RowwiseParallel() for name in ("o", "down")},
@@ -104,15 +105,19 @@ PLANS = {
 }
 
 
+def _name(model: nn.Module) -> str:
+    return next(name for name, (make_one, _) in NETS.items() if make_one is type(model))
+
+
 def tensor_parallel(model: nn.Module) -> nn.Module:
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),), mesh_dim_names=("tp",))
-    return parallelize_module(model, mesh, PLANS["block" if hasattr(model, "up") else "mlp"])
+    return parallelize_module(model, mesh, PLANS[_name(model)])
 
 
 def two_dims(model: nn.Module) -> nn.Module:
     """A tensor-parallel plan over pairs of processes, and FSDP over what each pair has."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size() // 2, 2), mesh_dim_names=("dp", "tp"))
-    model = parallelize_module(model, mesh["tp"], PLANS["block" if hasattr(model, "up") else "mlp"])
+    model = parallelize_module(model, mesh["tp"], PLANS[_name(model)])
     return fully_shard(model, mesh=mesh["dp"])
 
 
@@ -229,6 +234,7 @@ RUNS = [
     Run("ddp", "mlp", "hesso", more={"importance_score_criteria": first_decides}),
     *(Run("fsdp_last_dim", "block", method, base="sgd") for method in ("hesso", "hspg", "dhspg", "hesso_cric")),
     *(Run("tensor_parallel", "block", method) for method in METHODS),
+    *(Run("tensor_parallel", "layer_norm", method) for method in ("hesso", "hspg")),
     *(Run("ddp", "block", method) for method in ("dhspg", "hesso_cric")),
     *(Run("fsdp", "mlp", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA),
     *(Run("fsdp_last_dim", "conv", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA_OF_CONVS),
@@ -238,6 +244,7 @@ RUNS = [
     *(Run("two_dims", "block", method, 4) for method in ("hesso", "hspg", "dhspg", "ada_hspg", "hesso_cric")),
     *(Run("fsdp", net, "hesso", 4) for net in ("conv", "residual", "layer_norm", "block")),
     *(Run("hybrid", "block", method, 4) for method in ("hesso", "dhspg")),
+    Run("two_dims", "layer_norm", "dhspg", 4),
     Run("two_dims", "block", "hesso", 4, more={"importance_score_criteria": "fpgm"}),
 ]
 
@@ -332,6 +339,31 @@ def slim(way: str, folder: Path, on_meta: bool = False) -> None:
         full.construct_subnet().save(folder / f"slim-{way}-{on_meta}")
 
 
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def parts() -> int:
+    """How many parameters hold the positions that `held` says, in every way to spread them, even and uneven."""
+    right = 0
+    for way, (wrap, _) in WAYS.items():
+        for width in (1, 2, 3, 6, 8, 9, 14):
+            if way == "fsdp_last_dim" and width % torch.distributed.get_world_size():
+                continue  # torch refuses
+            if way == "two_dims" and width == 1:
+                continue  # torch loses the shapes of parts without entries, and cannot gather them
+            model = Mlp()
+            model.fc1, model.fc2 = nn.Linear(6, width), nn.Linear(width, 8)
+            for tensor in tensors_of(wrap(model)).values():
+                expected = whole(tensor.detach())
+                for dim, positions in held(tensor).items():
+                    expected = expected.index_select(dim, torch.from_numpy(positions))
+                expected = expected if expected.numel() else expected.reshape(local(tensor).shape)
+                assert torch.equal(local(tensor), expected), (way, width, tensor)
+                assert torch.equal(local(tensor), part_of(whole(tensor.detach()), tensor)), (way, width, tensor)
+                right += 1
+    return right
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +400,7 @@ def main(name: str) -> None:
             slim(way, folder)
         slim("fsdp", folder, on_meta=True)
         results["refusals"] = refusals()
+    results["parts"] = parts()
     results |= {f"{run} goes on": go_on(run, size, folder) for run in STOPPED}
     torch.save(results, folder / f"{size}-{rank}.pt")
     torch.distributed.destroy_process_group()

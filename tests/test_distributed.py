@@ -138,6 +138,12 @@ def test_cut_from_a_sharded_checkpoint(launched: Launch, folder: Path) -> None:
     assert sum(b - a for runs in subnet.record.removed.values() for a, b in runs) == removed > 0
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+def test_parts_are_where_they_should_be(processes: int, launched: Launch) -> None:
+    for results in launched(processes):
+        assert results["parts"] >= 4 * 7 * 7
+
+
 def test_what_is_refused(launched: Launch) -> None:
     for results in launched(2):
         assert "has another partition into groups than process 0" in results["refusals"]["other_groups"]
