@@ -6,6 +6,8 @@ its runs chose, the first one also the whole weights. ``test_distributed.py`` co
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,9 +24,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
@@ -149,8 +151,9 @@ class Run:
         net: a key of ``NETS``.
         method: a key of ``CONFIGS``.
         processes: number of processes.
-        base: "sgd" or "adamw".
+        base: a key of `BASES`.
         clip: the largest norm of the gradients, or None.
+        scaled: whether a GradScaler scales the loss, and a gradient overflows in one process now and then.
         more: arguments of the method.
     """
 
@@ -160,6 +163,7 @@ class Run:
     processes: int = 2
     base: str = "adamw"
     clip: float | None = None
+    scaled: bool = False
     more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
@@ -173,10 +177,16 @@ def rows(net: str, step: int, part: int, parts: int) -> Tensor:
     return x if net in ("conv", "residual") else x[part::parts]
 
 
+BASES: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda p: SGD(p, lr=0.02, momentum=0.9, foreach=False),
+    "adamw": lambda p: AdamW(p, lr=3e-3, foreach=False),
+    "adamw foreach": lambda p: AdamW(p, lr=3e-3, foreach=True),
+    "adamw fused": lambda p: AdamW(p, lr=3e-3, fused=True),
+}
+
+
 def base_of(run: Run, model: nn.Module) -> Optimizer:
-    if run.base == "sgd":
-        return SGD(model.parameters(), lr=0.02, momentum=0.9, foreach=False)
-    return AdamW(model.parameters(), lr=3e-3, foreach=False)
+    return BASES[run.base](model.parameters())
 
 
 def build(run: Run, alone: bool = False) -> tuple[nn.Module, Any]:
@@ -190,12 +200,18 @@ def build(run: Run, alone: bool = False) -> tuple[nn.Module, Any]:
 def train(run: Run, model: nn.Module, optimizer: Optimizer, steps: range, alone: bool = False) -> None:
     rank = 0 if alone else torch.distributed.get_rank()
     part, parts = WAYS["alone" if alone else run.way][1](rank, run.processes)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=run.scaled)
     for step in steps:
-        optimizer.zero_grad()
-        loss_of(model, rows(run.net, step, part, parts)).backward()
-        if run.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), run.clip)
-        optimizer.step()
+        for overflows in (True, False) if run.scaled and step in (2, 5, 9) else (False,):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, rows(run.net, step, part, parts))).backward()
+            if overflows and rank == 0:
+                local(next(p.grad for p in model.parameters() if p.grad is not None)).fill_(torch.inf)
+            if run.clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), run.clip)
+            scaler.step(optimizer)
+            scaler.update()
 
 
 def facts(model: nn.Module, optimizer: Any) -> dict[str, Any]:
@@ -226,13 +242,13 @@ def first_decides(group: PruningGroup, parameters: Mapping[str, Tensor], gradien
 
 
 METHODS = ("hesso", "hspg", "hspg, prox", "dhspg", "dhspg, tolerance", "ada_hspg", "hesso_cric")
-CRITERIA = ("fisher_diagonal", "lamp", "fpgm", "otov2")
+CRITERIA = ("fisher_diagonal", "lamp", "fpgm")
 CRITERIA_OF_CONVS = ("fpgm", "batch_norm_scale")
 RUNS = [
     *(Run("fsdp", "block", method) for method in ("hesso", "hspg", "dhspg", "ada_hspg", "hesso_cric")),
     *(Run("fsdp", "mlp", "hesso", more={"importance_score_criteria": own}) for own in (own_criterion, first_decides)),
     Run("ddp", "mlp", "hesso", more={"importance_score_criteria": first_decides}),
-    *(Run("fsdp_last_dim", "block", method, base="sgd") for method in ("hesso", "hspg", "dhspg", "hesso_cric")),
+    *(Run("fsdp_last_dim", "block", method, base="sgd") for method in ("hesso", "dhspg")),
     *(Run("tensor_parallel", "block", method) for method in METHODS),
     *(Run("tensor_parallel", "layer_norm", method) for method in ("hesso", "hspg")),
     *(Run("ddp", "block", method) for method in ("dhspg", "hesso_cric")),
@@ -241,8 +257,9 @@ RUNS = [
     Run("fsdp", "residual", "hesso", base="sgd", clip=0.5),
     Run("fsdp_layers", "layer_norm", "hesso", base="sgd"),
     Run("ddp", "conv", "hspg"),
-    *(Run("two_dims", "block", method, 4) for method in ("hesso", "hspg", "dhspg", "ada_hspg", "hesso_cric")),
-    *(Run("fsdp", net, "hesso", 4) for net in ("conv", "residual", "layer_norm", "block")),
+    *(Run("fsdp", "mlp", "hesso", base=base, scaled=True) for base in ("sgd", "adamw foreach", "adamw fused")),
+    *(Run("two_dims", "block", method, 4) for method in ("hesso", "ada_hspg", "hesso_cric")),
+    *(Run("fsdp", net, "hesso", 4) for net in ("conv", "residual", "layer_norm")),
     *(Run("hybrid", "block", method, 4) for method in ("hesso", "dhspg")),
     Run("two_dims", "layer_norm", "dhspg", 4),
     Run("two_dims", "block", "hesso", 4, more={"importance_score_criteria": "fpgm"}),
@@ -346,7 +363,7 @@ def parts() -> int:
     """How many parameters hold the positions that `held` says, in every way to spread them, even and uneven."""
     right = 0
     for way, (wrap, _) in WAYS.items():
-        for width in (1, 2, 3, 6, 8, 9, 14):
+        for width in (1, 3, 8, 14):
             if way == "fsdp_last_dim" and width % torch.distributed.get_world_size():
                 continue  # torch refuses
             if way == "two_dims" and width == 1:
@@ -361,7 +378,39 @@ def parts() -> int:
                 assert torch.equal(local(tensor), expected), (way, width, tensor)
                 assert torch.equal(local(tensor), part_of(whole(tensor.detach()), tensor)), (way, width, tensor)
                 right += 1
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    parameter = DTensor.from_local(torch.zeros(3), mesh, [Replicate()])
+    gradient = DTensor.from_local(torch.ones(3), mesh, [Partial()])
+    assert part_of(gradient, parameter).tolist() == [torch.distributed.get_world_size()] * 3
     return right
+
+
+# -- some of the processes -------------------------------------------------------------------------------------------
+
+
+def in_pairs() -> dict[str, Any]:
+    """Two runs side by side, each in two of four processes."""
+    rank = torch.distributed.get_rank()
+    meshes = [DeviceMesh("cpu", pair) for pair in ([0, 1], [2, 3])]
+    run = (Run("fsdp", "block", "hesso"), Run("fsdp", "mlp", "dhspg"))[rank // 2]
+    model = make(run.net)
+    groups = model.groups()  # type: ignore[operator]
+    fully_shard(model, mesh=meshes[rank // 2])
+    arguments = config(run.method, process_group=meshes[rank // 2].get_group())
+    optimizer = attach(base_of(run, model), groups, tensors_of(model), **arguments)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(model, rows(run.net, step, rank % 2, 2)).backward()
+        optimizer.step()
+    return {"run": str(run), **facts(model, optimizer)}
+
+
+def copies() -> bool:
+    """Copies of an optimizer know the processes; of its pickles, all of them."""
+    model, optimizer = build(Run("ddp", "mlp", "hesso"))
+    others = (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)))
+    del model
+    return all(other._method.tensors.shares == optimizer._method.tensors.shares for other in others)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -392,7 +441,10 @@ def main(name: str) -> None:
     torch.distributed.init_process_group("gloo")
     rank, size, folder = torch.distributed.get_rank(), torch.distributed.get_world_size(), Path(name)
     results = {str(run): result(run) for run in RUNS if run.processes == size}
+    if size == 4:
+        results["pairs"] = in_pairs()
     if size == 2:
+        results["copies"] = copies()
         for run in STOPPED:
             stop(run, folder)
         results["through one file"] = through_one_file(next(iter(STOPPED)), folder)

@@ -138,10 +138,22 @@ def test_cut_from_a_sharded_checkpoint(launched: Launch, folder: Path) -> None:
     assert sum(b - a for runs in subnet.record.removed.values() for a, b in runs) == removed > 0
 
 
+def test_two_runs_side_by_side(launched: Launch) -> None:
+    runs = {str(run): run for run in (spread.Run("fsdp", "block", "hesso"), spread.Run("fsdp", "mlp", "dhspg"))}
+    results = [each["pairs"] for each in launched(4)]
+    assert [results[0]["run"], results[2]["run"]] == list(runs)
+    for found in results:
+        assert_equal(found, alone(runs[found["run"]]))
+
+
+def test_copies_know_the_processes(launched: Launch) -> None:
+    assert [each["copies"] for each in launched(2)] == [True, True]
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_parts_are_where_they_should_be(processes: int, launched: Launch) -> None:
     for results in launched(processes):
-        assert results["parts"] >= 4 * 7 * 7
+        assert results["parts"] >= 4 * 3 * 7
 
 
 def test_what_is_refused(launched: Launch) -> None:
