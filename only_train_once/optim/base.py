@@ -255,9 +255,16 @@ def _new(base: type[Optimizer]) -> AttachedOptimizer:
 
 def _hang_in(optimizer: AttachedOptimizer) -> None:
     optimizer._depth, optimizer._skipping = 0, False
-    if _before_step not in optimizer._optimizer_step_pre_hooks.values():
-        optimizer.register_step_pre_hook(_before_step)
-        optimizer.register_step_post_hook(_after_step)
+    before, after = _hooks()
+    if before not in optimizer._optimizer_step_pre_hooks.values():
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+
+@functools.cache
+def _hooks() -> tuple[Any, Any]:
+    """The two hooks; they decide by values, so a compiled step runs them as they are."""
+    return torch.compiler.disable(_before_step), torch.compiler.disable(_after_step)
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
