@@ -19,7 +19,6 @@ import copyreg
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def _lend(parameter: nn.Parameter) -> nn.Parameter | None:
     if parameter.is_inference() or not torch.ops.aten.is_non_overlapping_and_dense(value):
         return None
     try:
-        return nn.Parameter(torch._lazy_clone(value), parameter.requires_grad)  # type: ignore[attr-defined]
+        return nn.Parameter(torch._lazy_clone(value), parameter.requires_grad)
     except (AttributeError, RuntimeError):  # memory that is not PyTorch's own: numpy's, shared between processes
         return None
 
@@ -104,9 +103,17 @@ def _copy(module: nn.Module, error: type[OTOError], memo: dict[int, Any]) -> nn.
     return copied
 
 
-@cache
-def _is_plain(cls: type[nn.Module]) -> bool:
+_plain: dict[type, bool] = {}
+
+
+def _is_plain(cls: type) -> bool:
     """Whether instances are copied by copying their attributes."""
+    if cls not in _plain:
+        _plain[cls] = _copies_by_attributes(cls)
+    return _plain[cls]
+
+
+def _copies_by_attributes(cls: type) -> bool:
     own_ways = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__new__")
     return not (
         any(name in vars(base) for base in cls.__mro__ if base not in (nn.Module, object) for name in own_ways)

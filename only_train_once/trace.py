@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .collector import few_collections
 from .copying import borrowed
 from .errors import ConfigurationError, TraceError
 from .graph import Graph
@@ -33,6 +34,7 @@ _FRUITLESS = 8  # so many of those in a row are enough
 _OTHER_OUTCOMES = 24  # passes at most in which a decision on data comes out the other way
 
 
+@few_collections()
 def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph:
     """Capture one forward pass of ``model`` on ``inputs``.
 
@@ -193,7 +195,7 @@ def _record(model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bo
     recorder = Recorder(model, checksums=checksums)
     log = SizeLog() if provenance else None
     if log is not None:
-        instrument(model, log)
+        instrument(recorder.modules, log)
     _run(recorder, log, clone_inputs(inputs))
     return recorder, log
 
