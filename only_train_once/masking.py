@@ -119,6 +119,7 @@ def _unit_sum(
     total: Tensor | None = None
     shares = shares_of(tensors)
     for name, slices in slices_by_tensor(group, roles).items():
+        _check_shared(name, tensors)
         values = entries(name)
         if not shares.counts(name) or not values.numel():
             nothing = values.new_zeros(group.size)  # of the same dtype in every process
@@ -162,7 +163,6 @@ def precise(tensor: Tensor) -> Tensor:
 
 def partial_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
     """This process's part of `unit_dot`.  (units,)"""
-    _check_shares(a)
 
     def entries(name: str) -> Tensor:
         x, y = precise(local(a[name])), precise(local(b[name]))
@@ -171,14 +171,12 @@ def partial_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[R
     return _unit_sum(group, a, entries, roles)
 
 
-def _check_shares(tensors: Tensors) -> None:
-    if not hasattr(tensors, "shares"):
-        for name, tensor in tensors.items():
-            if is_dtensor(tensor):
-                raise ConfigurationError(
-                    f"{name!r} is spread over processes, and nothing says who counts which part of it; use the "
-                    f"dictionaries that importance functions are given, or ``sharding.share``"
-                )
+def _check_shared(name: str, tensors: Tensors) -> None:
+    if is_dtensor(tensors[name]) and not hasattr(tensors, "shares"):
+        raise ConfigurationError(
+            f"{name!r} is spread over processes, and nothing says who counts which part of it; use the dictionaries "
+            f"that importance functions are given, or gather the model first"
+        )
 
 
 def unit_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
@@ -217,9 +215,9 @@ def unit_is_zero(group: PruningGroup, tensors: Tensors) -> Tensor:
 
 def partial_live(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
     """Per unit, 1 if an entry of it that is here is not 0, else 0.  (units,)"""
-    _check_shares(tensors)
     largest: Tensor | None = None
     for name, slices in slices_by_tensor(group, roles).items():
+        _check_shared(name, tensors)
         values = local(tensors[name]).detach().abs()
         if not values.numel():
             part = values.new_zeros(group.size)

@@ -258,14 +258,17 @@ def share(tensors: dict[str, Tensor], partition: Callable[[], str], process_grou
     Raises:
         ConfigurationError: the processes have other groups or tensors, or the parts do not make up the whole.
     """
-    if not is_running() or torch.distributed.get_world_size(process_group) == 1:
-        spread = any(is_dtensor(t) for t in tensors.values())
-        return SharedTensors(tensors, ALONE) if spread else tensors
-    group = torch.distributed.group.WORLD if process_group is None else process_group
+    several = is_running() and torch.distributed.get_world_size(process_group) > 1
+    if not several and not any(is_dtensor(tensor) for tensor in tensors.values()):
+        return tensors
     parts = {name: _part(tensor) for name, tensor in tensors.items()}
-    everyone: list[Any] = [None] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(everyone, (partition(), parts), group=group)
-    _check_same(everyone)
+    group, everyone, own = None, [("", parts)], 0
+    if several:
+        group = torch.distributed.group.WORLD if process_group is None else process_group
+        own = torch.distributed.get_rank(group)
+        everyone = [("", {})] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(everyone, (partition(), parts), group=group)
+        _check_same(everyone)
     first: dict[str, dict[str, int]] = {name: {} for name in parts}  # name -> part -> who counts it
     for rank, (_, theirs) in enumerate(everyone):
         for name, (part, _) in theirs.items():
@@ -274,11 +277,10 @@ def share(tensors: dict[str, Tensor], partition: Callable[[], str], process_grou
         have = sum(everyone[rank][1][name][1] for rank in first[name].values())
         if have != tensor.numel():
             raise ConfigurationError(
-                f"{name!r} has {tensor.numel()} entries, the different parts in {len(everyone)} processes have {have}: "
-                f"parts are missing or overlap. Give the processes that hold it as process_group, or shard it with "
-                f"fully_shard or parallelize_module"
+                f"{name!r} has {tensor.numel()} entries, the different parts in {len(everyone)} process(es) have "
+                f"{have}: parts are missing or overlap. Give the processes that hold it as process_group, or shard it "
+                f"with fully_shard or parallelize_module"
             )
-    own = torch.distributed.get_rank(group)
     mine = frozenset(name for name, (part, _) in parts.items() if first[name][part] == own)
     everything = all(len(found) == 1 for found in first.values())
     return SharedTensors(tensors, Shares(None if everything else mine, group))

@@ -427,8 +427,21 @@ def refusals() -> dict[str, str]:
     def analysis_too_late() -> object:
         return OTO(fsdp(make("block")), example())
 
+    def part_of_the_processes() -> object:
+        model = make("mlp")
+        groups = model.groups()  # type: ignore[operator]
+        fully_shard(model)
+        return attach(SGD(model.parameters(), lr=0.1), groups, tensors_of(model), process_group=alone)
+
+    def nobody_counts() -> object:
+        model = make("mlp")
+        (first,) = model.groups()  # type: ignore[operator]
+        return unit_sq_norm(first, tensors_of(fully_shard(model)))
+
+    each = [torch.distributed.new_group([rank]) for rank in range(torch.distributed.get_world_size())]
+    alone = each[torch.distributed.get_rank()]
     said = {}
-    for refused in (other_groups, analysis_too_late):
+    for refused in (other_groups, analysis_too_late, part_of_the_processes, nobody_counts):
         try:
             refused()
         except ConfigurationError as error:

@@ -160,6 +160,9 @@ def test_what_is_refused(launched: Launch) -> None:
     for results in launched(2):
         assert "has another partition into groups than process 0" in results["refusals"]["other_groups"]
         assert "analyse the model before fully_shard" in results["refusals"]["analysis_too_late"]
+        assert "'fc1.weight' has 72 entries" in results["refusals"]["part_of_the_processes"]
+        assert "have 36: parts are missing" in results["refusals"]["part_of_the_processes"]
+        assert "'fc1.weight' is spread over processes" in results["refusals"]["nobody_counts"]
 
 
 def test_names_are_those_of_the_model_whatever_wraps_it() -> None:
