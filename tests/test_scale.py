@@ -68,3 +68,12 @@ def test_a_large_configuration_has_the_groups_of_the_small_one(wide: bool) -> No
     # a key-value head leaves with its eight query heads
     assert sizes[f"model.layers.self_attn.{'q' if wide else 'v'}_proj:heads"] == 8
     assert sizes.get("model.embed_tokens:width") == (8192 if wide else None)
+
+
+def test_on_the_meta_device_of_the_caller() -> None:
+    """The usual way to make a model without weights is also around the analysis."""
+    expected = find_groups(trace(llama(2, large=False), llama_inputs()))
+    with torch.device("meta"):
+        found = find_groups(trace(llama(2, large=False), llama_inputs()))
+    assert str(found) == str(expected)
+    assert len(found.prunable) > 0
