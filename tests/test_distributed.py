@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 
 import only_train_once
 from only_train_once import OTO
+from only_train_once.errors import ConfigurationError
 from only_train_once.optim import attach
 from tests import spread
 from tests.methods import config
@@ -175,3 +176,18 @@ def test_names_are_those_of_the_model_whatever_wraps_it() -> None:
         **config("hesso"),  # type: ignore[operator]
     )
     assert set(optimizer._method.tensors) == {"fc1.weight", "fc1.bias", "fc2.weight"}  # type: ignore[attr-defined]
+
+
+def test_gathered_in_one_process() -> None:
+    model = make("block")
+    oto = OTO(model, spread.example())
+    with pytest.raises(ConfigurationError, match=r"no copy of its modules was kept; call gather\(make_model\(\)\)"):
+        oto.gather()
+    with pytest.raises(ConfigurationError, match=r"nothing here is called; give a model made like"):
+        oto.gather(make("mlp"))
+    full = oto.gather(make("block", seed=1))
+    assert full is not None
+    assert full.groups == oto.groups
+    for (name, a), b in zip(tensors_of(model).items(), tensors_of(full.model).values(), strict=True):
+        assert torch.equal(a, b), name
+        assert a is not b

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from only_train_once.errors import CheckpointError
+from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import PruningGroup
 from only_train_once.optim import MethodState, attach, expect
 from only_train_once.optim.stages import Staged
@@ -323,6 +323,19 @@ def test_distributed_checkpoint_inside_windows_and_cycles(method: str, step: int
     train(again, fresh, range(step, END))
     assert fresh.removed == optimizer.removed
     assert_same(again.state_dict(), model.state_dict())
+
+
+def test_states_of_other_optimizers_are_refused() -> None:
+    model, optimizer = build("plain")
+    plain = SGD(model.parameters(), lr=0.1)
+    for function in (MethodState, lambda o: expect(o, [])):
+        with pytest.raises(ConfigurationError, match="no method is attached to this SGD"):
+            function(plain)
+    with pytest.raises(CheckpointError, match="damaged: 'only_train_once' is"):
+        MethodState(optimizer).load_state_dict({"state": {}})
+    state = MethodState(build("plain", **config("dhspg"))[1]).state_dict()
+    with pytest.raises(CheckpointError, match="saved by method 'dhspg', not by 'hesso'"):
+        MethodState(optimizer).load_state_dict(state)
 
 
 def test_sums_lost_on_the_way_restart_the_window(caplog: pytest.LogCaptureFixture) -> None:
