@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,13 +32,17 @@ _COMPILED = "_compiled_call_impl"  # what ``module.compile()`` leaves behind is 
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 
 
-def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.Module:
+def copy_module(
+    module: nn.Module, error: type[OTOError] = SurgeryError, instead: Mapping[int, Tensor] | None = None
+) -> nn.Module:
     """What ``copy.deepcopy`` makes, keeping marks on parameters, also where a weight is kept with its graph.
+
+    ``instead`` names tensors, by their id, that the copy holds in the place of a copy of others.
 
     Raises:
         error: the module holds what cannot be copied.
     """
-    return _copy(module, error, {})
+    return _copy(module, error, dict(instead or {}))
 
 
 @contextmanager

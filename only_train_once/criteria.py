@@ -22,80 +22,56 @@ Sign of the cosine: moving x to 0 changes the loss by -<x, g> to first order, so
 whose removal *helps*, and it has to score low. A unit at zero has nothing left to lose: no unit scores lower. It scores
 0, but for the last two rows, whose scores are negative.
 
+Each is a formula over sums that `SUMS` knows. Tensors may be spread over processes: each adds up what it has, and the
+formulas see what all of them have (`sums_of`).
+
 To add one, give ``importance_score_criteria`` a function (group, parameters, gradients) -> scores. Criteria that look
 at activations are such functions: they bring the hooks that collect what they need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import Tensors, precise, unit_dot, unit_numel, unit_sq_norm
+from only_train_once.masking import Tensors, partial_dot, partial_live, precise, unit_numel
+from only_train_once.sharding import local, shared_as, shares_of, unsplit
 
 _ZERO = (Role.ZERO,)
+Sums = Mapping[str, Tensor]  # a name in `SUMS` -> number per unit, or per pair of units
 
 
-def magnitude(group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO) -> Tensor:
-    """Norm of the unit, ``||x||``.  (units,)"""
-    return unit_sq_norm(group, parameters, roles).sqrt()
+# -- sums ------------------------------------------------------------------------------------------------------------
 
 
-def avg_magnitude(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
-    """Norm of the unit over its number of entries, ``||x|| / |x|``.  (units,)
-
-    The norm of n entries of equal size grows with sqrt(n), so dividing by n favours removal in wide groups: this is
-    the formula of the papers, kept for comparison, and the reason not to use it alone.
-    """
-    numel = torch.from_numpy(unit_numel(group, parameters, roles))
-    norm = magnitude(group, parameters, gradients, roles)
-    return norm / numel.to(norm)
+def _lengths(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """``||x||^2``.  (units,)"""
+    return partial_dot(group, x, x, roles)
 
 
-def cosine_similarity(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
-    """One minus the cosine between unit and gradient; 0 for a unit at zero, 1 without a gradient.  (units,)"""
-    norm = unit_sq_norm(group, parameters, roles).sqrt()
-    scale = norm * unit_sq_norm(group, gradients, roles).sqrt()
-    cosine = unit_dot(group, parameters, gradients, roles) / torch.where(scale > 0, scale, 1)
-    # A NaN has to come out as a NaN: it would hide behind the comparison.
-    return torch.where(norm == 0, 0, 1 - cosine + 0 * scale)
+def _products(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """``<x, g>``.  (units,)"""
+    return partial_dot(group, x, g, roles)
 
 
-def taylor_first_order(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
-    """First-order change of the loss when the unit goes, ``|<x, g>|``.  (units,)"""
-    return unit_dot(group, parameters, gradients, roles).abs()
+def _slopes(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """``||g||^2``.  (units,)"""
+    return partial_dot(group, shared_as(x, g), g, roles)
 
 
-def taylor_second_order(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
-    """Second-order change with the Hessian taken as g g^T, ``<x, g>^2 / 2``.  (units,)"""
-    return unit_dot(group, parameters, gradients, roles).square() / 2
+def _curvatures(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """``<x^2, E[g^2]>``.  (units,)"""
+    entries = {s.param: precise(x[s.param]).abs().square() for s in group.with_role(*roles)}
+    return partial_dot(group, shared_as(x, entries), squares, roles)
 
 
-def fisher_diagonal(
-    group: PruningGroup, parameters: Tensors, squares: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
-    """Second-order change with the mean of squared gradients for the Hessian's diagonal.  (units,)"""
-    entries = {s.param: precise(parameters[s.param]).abs().square() for s in group.with_role(*roles)}
-    return unit_dot(group, entries, squares, roles) / 2
-
-
-def batch_norm_scale(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
-    """Norm of the scales of the unit's batch norms; the roles do not matter.  (units,)"""
+def _scales(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """``||gamma||^2`` of the unit's batch norms; the roles do not matter.  (units,)"""
     scales = batch_norm_scales(group)
     if not scales:
         raise ConfigurationError(
@@ -103,7 +79,145 @@ def batch_norm_scale(
             f"criterion, or mark the group unprunable"
         )
     kept = tuple(s for s in group.slices if s.param in scales)
-    return unit_sq_norm(replace(group, slices=kept), parameters, tuple({s.role for s in kept})).sqrt()
+    return partial_dot(replace(group, slices=kept), x, x, tuple({s.role for s in kept}))
+
+
+def _live(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """Not 0 for a unit that is not at zero.  (units,)"""
+    return partial_live(group, x, roles)
+
+
+def _apart(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
+    """Squared distances between units, slice by slice.  (units, units)"""
+    vectors = []
+    for s in group.with_role(*roles):
+        if not s.role.is_tensor:
+            continue
+        # Rows of two processes cannot be subtracted: such a tensor is split along another dim first.
+        tensor, counted = unsplit(x[s.param].detach(), s.dim)
+        rows = precise(local(tensor))
+        if not rows.numel() or not counted or not shares_of(x).counts(s.param):
+            vectors.append(rows.new_empty(group.size, 0))
+            continue
+        rows = rows.movedim(s.dim, 0)
+        vectors.append(rows[torch.from_numpy(s.index).to(rows.device)].reshape(group.size, -1))
+    together = torch.cat([v.to(vectors[0].device, vectors[0].dtype) for v in vectors], dim=1)
+    return torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+SUMS: dict[str, Callable[[PruningGroup, Tensors, Tensors, Tensors, Collection[Role]], Tensor]] = {
+    "lengths": _lengths,
+    "products": _products,
+    "slopes": _slopes,
+    "curvatures": _curvatures,
+    "scales": _scales,
+    "live": _live,
+    "apart": _apart,
+}
+
+
+def sums_of(
+    groups: Sequence[PruningGroup],
+    names: Collection[str],
+    parameters: Tensors,
+    gradients: Tensors,
+    squares: Tensors,
+    roles: Collection[Role] = _ZERO,
+) -> list[dict[str, Tensor]]:
+    """The named sums of every group; all processes ask together, and one message adds up all of them."""
+    keys = [(number, name) for number in range(len(groups)) for name in names]
+    parts = [SUMS[name](groups[number], parameters, gradients, squares, roles) for number, name in keys]
+    out: list[dict[str, Tensor]] = [{} for _ in groups]
+    for (number, name), value in zip(keys, shares_of(parameters).sum(parts), strict=True):
+        out[number][name] = value
+    return out
+
+
+# -- formulas --------------------------------------------------------------------------------------------------------
+
+
+_COSINE = ("lengths", "slopes", "products")
+Formula = Callable[[Sums, Callable[[], Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score per unit from sums over its entries.
+
+    Attributes:
+        sums: names in `SUMS`.
+        formula: (sums, number of entries per unit) -> score per unit.
+    """
+
+    sums: tuple[str, ...]
+    formula: Formula
+
+    def of(self, sums: Sums, group: PruningGroup, parameters: Tensors, roles: Collection[Role]) -> Tensor:
+        """The scores of a group whose sums are known.  (units,)"""
+        return self.formula(sums, lambda: torch.from_numpy(unit_numel(group, parameters, roles)))
+
+    def __call__(
+        self, group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
+    ) -> Tensor:
+        """The scores of one group; ``gradients`` are mean squares where the formula wants those.  (units,)"""
+        (sums,) = sums_of([group], self.sums, parameters, gradients, gradients, roles)
+        return self.of(sums, group, parameters, roles)
+
+
+def criterion(*sums: str) -> Callable[[Formula], Criterion]:
+    """Make a criterion of a formula over the named sums."""
+    return lambda formula: Criterion(sums, formula)
+
+
+@criterion("lengths")
+def magnitude(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Norm of the unit, ``||x||``.  (units,)"""
+    return sums["lengths"].sqrt()
+
+
+@criterion("lengths")
+def avg_magnitude(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Norm of the unit over its number of entries, ``||x|| / |x|``.  (units,)
+
+    The norm of n entries of equal size grows with sqrt(n), so dividing by n favours removal in wide groups: this is
+    the formula of the papers, kept for comparison, and the reason not to use it alone.
+    """
+    norm = sums["lengths"].sqrt()
+    return norm / numel().to(norm)
+
+
+@criterion(*_COSINE)
+def cosine_similarity(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """One minus the cosine between unit and gradient; 0 for a unit at zero, 1 without a gradient.  (units,)"""
+    norm = sums["lengths"].sqrt()
+    scale = norm * sums["slopes"].sqrt()
+    cosine = sums["products"] / torch.where(scale > 0, scale, 1)
+    # A NaN has to come out as a NaN: it would hide behind the comparison.
+    return torch.where(norm == 0, 0, 1 - cosine + 0 * scale)
+
+
+@criterion("products")
+def taylor_first_order(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """First-order change of the loss when the unit goes, ``|<x, g>|``.  (units,)"""
+    return sums["products"].abs()
+
+
+@criterion("products")
+def taylor_second_order(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Second-order change with the Hessian taken as g g^T, ``<x, g>^2 / 2``.  (units,)"""
+    return sums["products"].square() / 2
+
+
+@criterion("curvatures")
+def fisher_diagonal(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Second-order change with the mean of squared gradients for the Hessian's diagonal.  (units,)"""
+    return sums["curvatures"] / 2
+
+
+@criterion("scales")
+def batch_norm_scale(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Norm of the scales of the unit's batch norms.  (units,)"""
+    return sums["scales"].sqrt()
 
 
 def batch_norm_scales(group: PruningGroup) -> set[str]:
@@ -113,9 +227,10 @@ def batch_norm_scales(group: PruningGroup) -> set[str]:
     return {prefix + "weight" for prefix in norms} & names
 
 
-def lamp(group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO) -> Tensor:
+@criterion("lengths")
+def lamp(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Squared norm over the sum of squared norms from this unit upwards; 1 for the longest of each group.  (units,)"""
-    square = unit_sq_norm(group, parameters, roles)
+    square = sums["lengths"]
     order = torch.argsort(square, stable=True)
     ascending = square[order]
     rest = ascending.flip(0).cumsum(0).flip(0)
@@ -123,38 +238,30 @@ def lamp(group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Co
     return torch.empty_like(score).index_copy_(0, order, score)
 
 
-def fpgm(group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO) -> Tensor:
+@criterion("live", "apart")
+def fpgm(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Sum of the distances to the other units of the group that are not at zero; 0 for a unit at zero.  (units,)
 
     Short for the unit nearest the group's geometric median: the others can stand in for it. Entries are compared slice
     by slice; where a tensor is cut in several dims, those that lie in both count in both.
     """
-    vectors = [
-        precise(parameters[s.param]).movedim(s.dim, 0)[torch.from_numpy(s.index).to(parameters[s.param].device)]
-        for s in group.with_role(*roles)
-        if s.role.is_tensor
-    ]
-    x = torch.cat([v.reshape(group.size, -1).to(vectors[0].device, vectors[0].dtype) for v in vectors], dim=1)
-    live = x.ne(0).any(1)
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    return torch.where(live, (distances * live).sum(1), 0 * x.sum(1))
+    live, distances = sums["live"] > 0, sums["apart"].sqrt()
+    return torch.where(live, (distances * live).sum(1), 0)
 
 
-def negative_cosine(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
+@criterion(*_COSINE)
+def negative_cosine(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Minus the cosine between unit and gradient; -1 for a unit at zero, 0 without a gradient.  (units,)"""
-    return cosine_similarity(group, parameters, gradients, roles) - 1
+    return cosine_similarity.formula(sums, numel) - 1
 
 
-def inverse_avg_magnitude(
-    group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
-) -> Tensor:
+@criterion("lengths")
+def inverse_avg_magnitude(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Minus the inverse of the average magnitude, which is kept away from 0 by 1e-6.  (units,)"""
-    return -1 / (avg_magnitude(group, parameters, gradients, roles) + 1e-6)
+    return -1 / (avg_magnitude.formula(sums, numel) + 1e-6)
 
 
-CRITERIA: dict[str, Callable[..., Tensor]] = {
+CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "avg_magnitude": avg_magnitude,
     "cosine_similarity": cosine_similarity,
@@ -167,5 +274,7 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "negative_cosine": negative_cosine,
     "inverse_avg_magnitude": inverse_avg_magnitude,
 }
-WITHOUT_GRADIENTS = {"magnitude", "avg_magnitude", "batch_norm_scale", "lamp", "fpgm", "inverse_avg_magnitude"}
-WITH_SQUARES = {"fisher_diagonal"}  # given the mean of squared gradients in the place of the mean gradient
+_OF_GRADIENTS, _OF_SQUARES = {"products", "slopes"}, {"curvatures"}
+WITHOUT_GRADIENTS = {n for n, c in CRITERIA.items() if not {*c.sums} & (_OF_GRADIENTS | _OF_SQUARES)}
+WITH_SQUARES = {n for n, c in CRITERIA.items() if {*c.sums} & _OF_SQUARES}
+"""Criteria that look at the mean of squared gradients: they are given it in the place of the mean gradient."""

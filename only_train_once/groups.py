@@ -20,11 +20,13 @@ What is left of a dim is what no group removed.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .axes import Axes, analyse
@@ -218,9 +220,12 @@ def find_groups(
     """
     if not isinstance(graph, Graph):
         raise ConfigurationError(f"graph is a {type(graph).__name__}: give what trace(model, inputs) returns")
-    axes = analyse(
-        graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators, skip_nodes=skip_nodes
-    )
+    # Operators are asked by running them on a few numbers, which ``with torch.device("meta")`` would take away.
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.device("cpu") if elsewhere else nullcontext():
+        axes = analyse(
+            graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators, skip_nodes=skip_nodes
+        )
     return GroupList(_prunable_groups(axes) + _frozen_groups(axes))
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from only_train_once.criteria import CRITERIA, WITH_SQUARES, WITHOUT_GRADIENTS, batch_norm_scales
+from only_train_once.criteria import CRITERIA, WITH_SQUARES, WITHOUT_GRADIENTS, batch_norm_scales, sums_of
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import Tensors
+from only_train_once.sharding import whole
 
 Score = Callable[[PruningGroup, Tensors, Tensors], Tensor]
 Criteria = str | Mapping[str, float] | Score
@@ -95,11 +96,12 @@ def score_groups(
     resolved = resolve(criteria)
     if callable(resolved):
         return [_checked(g, resolved(g, parameters, gradients)) for g in groups]
+    needed = dict.fromkeys(wanted for name in resolved for wanted in CRITERIA[name].sums)
+    assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
+    sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles)
     total: Tensor | None = None
     for name, weight in resolved.items():
-        given = squares if name in WITH_SQUARES else gradients
-        assert given is not None, f"{name} needs squared gradients"
-        parts = [CRITERIA[name](g, parameters, given, roles) for g in groups]
+        parts = [CRITERIA[name].of(s, g, parameters, roles) for s, g in zip(sums, groups, strict=True)]
         score = torch.cat([p.to(parts[0].device) for p in parts])
         norm = torch.linalg.vector_norm(score)
         score = weight * score / torch.where(norm == 0, 1, norm)  # all zero stays zero
@@ -115,4 +117,4 @@ def _checked(group: PruningGroup, score: Tensor) -> Tensor:
             f"the importance function returned {found} for group {group.name!r}; it has to return a tensor of shape "
             f"({group.size},), one score per unit"
         )
-    return score.detach()
+    return whole(score.detach())

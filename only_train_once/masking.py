@@ -9,6 +9,9 @@ shared by two *different* units counts for both in their sums, and is still scal
 Everything here is vectorised over units, works on the device of the tensors and never waits for it; only `zero_units`
 answers on the host. Sums are taken in float32 for half precision, else in the tensor's own precision. They gather
 instead of scattering, so that they are deterministic on every device.
+
+Tensors may be spread over processes (`sharding`): then the part that is here is read and written, and sums are added up
+over the processes. What begins with ``partial_`` is this process's contribution to such a sum.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import ParamSlice, PruningGroup, Role
+from only_train_once.sharding import held, is_dtensor, local, shares_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -66,7 +70,7 @@ class Positions:
     """The positions of every unit of a group in one dim of one tensor, slices of the same dim merged."""
 
     index: NDArray[np.int64]  # (units, positions)
-    once: NDArray[np.bool_]  # (units, positions), False where a position repeats an earlier one of its unit
+    once: NDArray[np.bool_]  # (units, positions), False where a position repeats an earlier one of its unit, or is away
 
 
 def positions_by_dim(slices: Sequence[ParamSlice], shape: Sequence[int]) -> dict[int, Positions]:
@@ -84,6 +88,22 @@ def positions_by_dim(slices: Sequence[ParamSlice], shape: Sequence[int]) -> dict
     return out
 
 
+def local_positions(slices: Sequence[ParamSlice], tensor: Tensor) -> dict[int, Positions]:
+    """`positions_by_dim` in the part of the tensor that is here."""
+    out, here = positions_by_dim(slices, tensor.shape), held(tensor)
+    for dim in out.keys() & here.keys():
+        place = _places(here[dim], tensor.shape[dim])[out[dim].index]
+        out[dim] = Positions(place.clip(min=0), out[dim].once & (place >= 0))
+    return out
+
+
+def _places(positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Position in the whole -> position here, -1 for what is away.  (length,)"""
+    place = np.full(length, -1, dtype=np.int64)
+    place[positions] = np.arange(len(positions))
+    return place
+
+
 def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, list[ParamSlice]]:
     out: dict[str, list[ParamSlice]] = {}
     for s in group.slices:
@@ -92,12 +112,20 @@ def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, 
     return out
 
 
-def _unit_sum(group: PruningGroup, entries: Callable[[str], Tensor], roles: Collection[Role]) -> Tensor:
-    """Per unit, the sum of ``entries(name)`` over the unit's entries, each once.  (units,)"""
+def _unit_sum(
+    group: PruningGroup, tensors: Tensors, entries: Callable[[str], Tensor], roles: Collection[Role]
+) -> Tensor:
+    """Per unit, this process's part of the sum of ``entries(name)`` over the unit's entries, each once.  (units,)"""
     total: Tensor | None = None
+    shares = shares_of(tensors)
     for name, slices in slices_by_tensor(group, roles).items():
+        _check_shared(name, tensors)
         values = entries(name)
-        dims = positions_by_dim(slices, values.shape)
+        if not shares.counts(name) or not values.numel():
+            nothing = values.new_zeros(group.size)  # of the same dtype in every process
+            total = nothing if total is None else total + nothing.to(total.device, total.dtype)
+            continue
+        dims = local_positions(slices, tensors[name])
         for n in range(1, len(dims) + 1):
             for subset in combinations(dims, n):
                 part = _gather(values, {d: dims[d] for d in subset})
@@ -124,7 +152,7 @@ def _gather(values: Tensor, dims: Mapping[int, Positions]) -> Tensor:
             once.append(torch.from_numpy(positions.once).to(values.device).view(shape))
     part = part[tuple(index)]  # (units, positions in dim 1, ...)
     for keep in once:
-        part = part * keep
+        part = torch.where(keep, part, 0)  # what is away is no factor of 0: it may be NaN
     return part.flatten(1).sum(1)
 
 
@@ -133,14 +161,27 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def unit_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
-    """Per unit, the inner product of two sets of tensors (real part for complex ones).  (units,)"""
+def partial_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
+    """This process's part of `unit_dot`.  (units,)"""
 
     def entries(name: str) -> Tensor:
-        x, y = precise(a[name]), precise(b[name])
+        x, y = precise(local(a[name])), precise(local(b[name]))
         return (x * y.conj()).real if x.is_complex() else x * y
 
-    return _unit_sum(group, entries, roles)
+    return _unit_sum(group, a, entries, roles)
+
+
+def _check_shared(name: str, tensors: Tensors) -> None:
+    if is_dtensor(tensors[name]) and not hasattr(tensors, "shares"):
+        raise ConfigurationError(
+            f"{name!r} is spread over processes, and nothing says who counts which part of it; use the dictionaries "
+            f"that importance functions are given, or gather the model first"
+        )
+
+
+def unit_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
+    """Per unit, the inner product of two sets of tensors (real part for complex ones).  (units,)"""
+    return shares_of(a).sum([partial_dot(group, a, b, roles)])[0]
 
 
 def unit_sq_norm(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
@@ -167,15 +208,31 @@ def unit_is_zero(group: PruningGroup, tensors: Tensors) -> Tensor:
 
     A group without a ``zero`` slice has no zero unit.  Compared by magnitude, not by norm: squares underflow.
     """
+    if not any(s.role is Role.ZERO for s in group.slices):
+        return torch.zeros(group.size, dtype=torch.bool)
+    return shares_of(tensors).sum([partial_live(group, tensors)])[0] == 0
+
+
+def partial_live(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
+    """Per unit, 1 if an entry of it that is here is not 0, else 0.  (units,)"""
     largest: Tensor | None = None
-    for name, slices in slices_by_tensor(group, (Role.ZERO,)).items():
-        values = tensors[name].detach().abs()
-        for dim, positions in positions_by_dim(slices, values.shape).items():
+    for name, slices in slices_by_tensor(group, roles).items():
+        _check_shared(name, tensors)
+        values = local(tensors[name]).detach().abs()
+        if not values.numel():
+            part = values.new_zeros(group.size)
+            largest = part if largest is None else largest
+            continue
+        for dim, positions in local_positions(slices, tensors[name]).items():
             rest = [d for d in range(values.dim()) if d != dim]
             part = values.amax(dim=rest) if rest else values
-            part = part[torch.from_numpy(positions.index).to(values.device)].amax(dim=1)
+            part = part[torch.from_numpy(positions.index).to(values.device)]
+            if not positions.once.all():
+                part = torch.where(torch.from_numpy(positions.once).to(values.device), part, 0)
+            part = part.amax(dim=1)
             largest = part if largest is None else torch.maximum(largest, part.to(largest.device, largest.dtype))
-    return torch.zeros(group.size, dtype=torch.bool) if largest is None else largest == 0
+    assert largest is not None
+    return largest.ne(0).to(torch.int32)
 
 
 def zero_units(groups: Iterable[PruningGroup], tensors: Tensors) -> dict[str, NDArray[np.int64]]:
@@ -191,7 +248,8 @@ class Region:
 
     Attributes:
         name: name of the tensor.
-        index: dim -> (positions,) int64, ascending; on the tensor's device after its first use.
+        index: dim -> (positions,) int64, ascending, in the part of the tensor that is here; on the tensor's device
+            after its first use.
     """
 
     name: str
@@ -218,6 +276,7 @@ class Region:
 
     def scale_(self, tensor: Tensor, factor: float) -> None:
         """Multiply the entries by ``factor`` in place, each once, see [Note: entries of a unit]."""
+        tensor = local(tensor)
         index = self._on(tensor.device)
         if len(index) == 1:
             ((dim, positions),) = index.items()
@@ -243,6 +302,7 @@ class Region:
 
     def zero_(self, tensor: Tensor) -> None:
         """Set the entries to 0 in place (also where they are not finite)."""
+        tensor = local(tensor)
         for dim, positions in self._on(tensor.device).items():
             tensor.index_fill_(dim, positions, 0)
 
@@ -264,7 +324,14 @@ def regions(
             if s.role in roles and s.role.is_tensor and only(group, s):
                 dim = s.dim % tensors[s.param].dim()
                 found.setdefault(s.param, {}).setdefault(dim, []).append(s.index[chosen].ravel())
-    return tuple(
-        Region(name, {d: torch.from_numpy(np.unique(np.concatenate(parts))) for d, parts in sorted(dims.items())})
-        for name, dims in found.items()
-    )
+    out = []
+    for name, dims in found.items():
+        here = held(tensors[name])
+        index = {d: np.unique(np.concatenate(parts)) for d, parts in sorted(dims.items())}
+        for d in index.keys() & here.keys():
+            place = _places(here[d], tensors[name].shape[d])[index[d]]
+            index[d] = np.sort(place[place >= 0])
+        index = {d: positions for d, positions in index.items() if len(positions)}
+        if index and local(tensors[name]).numel():
+            out.append(Region(name, {d: torch.from_numpy(positions) for d, positions in index.items()}))
+    return tuple(out)

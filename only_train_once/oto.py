@@ -6,6 +6,7 @@ generations, so that scripts written for those run on. All work is done by the f
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import webbrowser
@@ -20,17 +21,19 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from . import checkpoint
-from .errors import ConfigurationError, OTOError, SurgeryError, VerificationError
+from .copying import copy_module
+from .errors import ConfigurationError, OTOError, SurgeryError, TraceError, VerificationError
 from .flops import count_flops
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import cast_inputs
+from .inputs import cast_inputs, map_inputs
 from .masking import regions
 from .optim import attach as attach_method
 from .optim import build
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
+from .sharding import gather_into, is_running, is_spread, plainly_named
 from .surgery import construct_subnet, staying_at_zero, whole_multiples, zero_units
 from .trace import trace
 from .verify import Verification, verify_subnet
@@ -141,10 +144,12 @@ class OTO:
                         f"{', '.join(sorted(graph.operators()))}"
                     )
                 skipped_nodes |= found
+        plain = _hollow(model) if is_running() else None
         # From here on nothing fails: what was there before stays until the new model is understood.
         self.model, self.inputs, self.graph = model, dummy_input, graph
         self.strict_out_nodes = strict_out_nodes
         self._dtype = _dtype_of(model)
+        self._plain = plain  # for `gather`, when the model is sharded
         self._skip_patterns, self._skipped_nodes = compiled, skipped_nodes
         self._groups: GroupList | None = None
 
@@ -329,7 +334,8 @@ class OTO:
     # -- training ----------------------------------------------------------------------------------------------
 
     def _named_tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return plainly_named(tensors, [name for group in self.groups for name in group.params])
 
     def hesso(
         self,
@@ -447,7 +453,10 @@ class OTO:
         return build("ada_hspg", self._named_tensors(), self.groups, **options)
 
     def attach(self, optimizer: torch.optim.Optimizer, method: str = "hesso", **config: Any) -> torch.optim.Optimizer:
-        """Attach a pruning method to an optimizer that exists; returns the same object."""
+        """Attach a pruning method to an optimizer that exists; returns the same object.
+
+        ``config`` are the method's arguments, and ``process_group`` of :func:`optim.attach`.
+        """
         return attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config)
 
     def random_set_zero_groups(self, target_group_sparsity: float | None = None, seed: int | None = None) -> None:
@@ -476,6 +485,43 @@ class OTO:
                 region.zero_(tensors[region.name])
 
     # -- construction ------------------------------------------------------------------------------------------
+
+    def gather(self, model: nn.Module | None = None, dummy_input: Any = None) -> OTO | None:
+        """The whole model on the CPU of the first process, with this analysis; None in the others.
+
+        Every process calls it. Tensors are gathered one at a time. Continue in the first process::
+
+            full = oto.gather()
+            if full is not None:
+                full.construct_subnet().save("slim/")
+
+        Args:
+            model: where to gather it, made like the one that was analysed; None for a copy of that one's modules as
+                they were before it was sharded, kept where ``torch.distributed`` ran at the analysis.
+            dummy_input: example inputs with values, where the analysis had inputs on the meta device.
+        """
+        tensors = self._named_tensors()
+        first = not is_running() or torch.distributed.get_rank() == 0
+        if model is None and self._plain is None:
+            raise ConfigurationError(
+                "gather() needs a model to fill: there was no process group when the model was analysed, so no copy of "
+                "its modules was kept; call gather(make_model()), or make the OTO after init_process_group"
+            )
+        if model is None and first:
+            assert self._plain is not None
+            room: dict[int, Tensor] = {
+                id(p): nn.Parameter(torch.empty(p.shape, dtype=tensors[n].dtype), p.requires_grad)
+                for n, p in self._plain.named_parameters()
+            }
+            model = copy_module(self._plain, instead=room).to("cpu").train(self.model.training)
+        gather_into(model if first else None, tensors)
+        if not first:
+            return None
+        full = copy.copy(self)
+        assert model is not None
+        full.model = model
+        full.inputs = map_inputs(_on_cpu, self.inputs if dummy_input is None else dummy_input)
+        return full
 
     def construct_subnet(
         self,
@@ -527,6 +573,11 @@ class OTO:
         for directory in (out_dir, full_group_sparse_model_dir, compressed_model_dir):
             if directory is not None and checkpoint.folder(directory).is_file():
                 raise ConfigurationError(f"{directory} is a file: give a folder's path")
+        if is_spread(self.model):
+            raise ConfigurationError(
+                "the parameters are spread over processes: call full = oto.gather() in all of them, then "
+                "full.construct_subnet() in the first, where full is not None"
+            )
         subnet = self._build(verify)
         self._write_reference_files(
             subnet.model,
@@ -702,6 +753,20 @@ class _Attempt:
         good, bad = self.largest_exact(names[:half], good)
         good, worse = self.largest_exact(names[half:], good)
         return good, [*bad, *worse]
+
+
+def _on_cpu(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.device.type == "meta":
+        raise ConfigurationError("the model was analysed with inputs on the meta device: give gather(dummy_input=x)")
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
+
+
+def _hollow(model: nn.Module) -> nn.Module:
+    """A copy of the modules whose parameters take no memory."""
+    empty: dict[int, Tensor] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy_module(model, TraceError, empty)
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype | None:

@@ -23,6 +23,7 @@ from .errors import ConfigurationError, TraceError
 from .graph import Graph
 from .inputs import Inputs, call_model, clone_inputs, fresh_inputs, no_fast_paths, tensors_of
 from .recorder import Recorder, seed_generators
+from .sharding import is_dtensor
 from .size_reader import SizeReader, inline_python_functions, instrument
 from .sizes import SizeLog
 
@@ -55,6 +56,11 @@ def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph
             "module it was scripted or traced from"
         )
     for name, parameter in model.named_parameters():
+        if is_dtensor(parameter):
+            raise ConfigurationError(
+                f"the parameter {name!r} is spread over processes: analyse the model before fully_shard or "
+                f"parallelize_module, on the meta device if it fits nowhere"
+            )
         if parameter.layout is not torch.strided or parameter.is_quantized or parameter.is_nested:
             kind = "quantized" if parameter.is_quantized else "nested" if parameter.is_nested else str(parameter.layout)
             raise TraceError(

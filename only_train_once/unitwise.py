@@ -3,6 +3,8 @@
 `Units` turns tensors into one number per unit (`dot`) and a number per unit into changes of tensors (`add_`,
 `scale_`, `zero_`). The units of all groups stand in one vector, in order. What belongs to a unit is what
 ``masking`` says, [Note: entries of a unit]; nothing here waits for the device, and sums gather instead of scattering.
+
+Where tensors are spread over processes, the parts that are here are changed, and each sum is added up with one message.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import Positions, Tensors, positions_by_dim, precise, slices_by_tensor
+from only_train_once.masking import Positions, Tensors, local_positions, precise, slices_by_tensor
+from only_train_once.sharding import local, shares_of
 
 
 @dataclass(eq=False)
@@ -29,7 +32,7 @@ class _Term:
     sign: int
     dims: tuple[int, ...]
     index: tuple[Tensor, ...]  # per dim (units, positions), shaped to broadcast against each other
-    once: tuple[Tensor, ...]  # factors 0 where a position repeats an earlier one of its unit
+    once: tuple[Tensor, ...]  # False where a position repeats an earlier one of its unit, or is away
 
 
 @dataclass(eq=False)
@@ -59,6 +62,7 @@ class Units:
     ) -> None:
         sizes = [g.size for g in groups]
         self.count, self.groups = sum(sizes), len(groups)
+        self.shares = shares_of(tensors)
         self._terms: list[_Term] = []
         self._parts: dict[str, list[_Part]] = {}
         starts = np.cumsum([0, *sizes])
@@ -67,13 +71,17 @@ class Units:
                 if among is not None and name not in among:
                     continue
                 tensor = tensors[name]
-                dims = positions_by_dim(slices, tensor.shape)
-                self._terms += _terms(name, number, dims, tensor.device)
+                dims, here = local_positions(slices, tensor), local(tensor)
+                self._parts.setdefault(name, [])
+                if not here.numel():
+                    continue
+                if self.shares.counts(name):
+                    self._terms += _terms(name, number, dims, tensor.device)
                 for dim, positions in dims.items():
-                    for owner in _owners(positions.index, positions.once, tensor.shape[dim]):
+                    for owner in _owners(positions.index, positions.once, here.shape[dim]):
                         numbered = np.where(owner < 0, self.count, owner + starts[number])
                         part = _Part(dim, torch.from_numpy(numbered).to(tensor.device))
-                        self._parts.setdefault(name, []).append(part)
+                        self._parts[name].append(part)
         self._terms.sort(key=lambda t: t.name)
         self.names = tuple(self._parts)
         self._dims = {name: tensors[name].dim() for name in self.names}
@@ -95,7 +103,7 @@ class Units:
         for term in self._terms:
             if term.name != name:
                 name, reduced = term.name, {}
-                x, y = precise(a[name]), precise(b[name])
+                x, y = precise(local(a[name])), precise(local(b[name]))
             if term.dims not in reduced:
                 part = _reduce(x, y, term.dims)
                 reduced[term.dims] = part if scale is None else part * scale[name]
@@ -105,10 +113,17 @@ class Units:
             sums[term.group] = part if have is None else have + part
         zeros = (torch.zeros(n, device=self.device) for n in self._sizes)
         parts = [zero if s is None else s for s, zero in zip(sums, zeros, strict=True)]
-        dtype = parts[0].dtype
+        dtype = self._dtype(a) if self.shares.split else parts[0].dtype
         for part in parts:
             dtype = torch.promote_types(dtype, part.dtype)
-        return torch.cat([p.to(dtype) for p in parts])
+        return self.shares.sum([torch.cat([p.to(dtype) for p in parts])])[0]
+
+    def _dtype(self, tensors: Tensors) -> torch.dtype:
+        """What sums over these tensors are in, the same in every process."""
+        dtype = torch.float32
+        for name in self.names:
+            dtype = torch.promote_types(dtype, tensors[name].dtype)
+        return dtype.to_real()
 
     def square(self, tensors: Tensors) -> Tensor:
         """Per unit, the sum of squares of its entries.  (count,)"""
@@ -128,8 +143,9 @@ class Units:
             total: Tensor | None = None
             for part in self._spread(name, coefficient, 0):
                 total = part if total is None else total + part
-            assert total is not None
-            tensor, value, factor = tensors[name], values[name], total * rates[name]
+            if total is None:  # nothing of it is here
+                continue
+            tensor, value, factor = local(tensors[name]), local(values[name]), total * rates[name]
             if tensor.dtype == precise(value).dtype:
                 tensor.addcmul_(value, factor.to(tensor.dtype))
             else:  # the product in float32, rounded once
@@ -144,19 +160,21 @@ class Units:
         """
         for name in self.names:
             for part in self._spread(name, factors[name], 1):
-                tensors[name].mul_(part.to(tensors[name].dtype))
+                tensor = local(tensors[name])
+                tensor.mul_(part.to(tensor.dtype))
 
     def zero_(self, tensors: Tensors, flags: Tensor) -> None:
         """Set the entries of flagged units to 0 (also where they are not finite)."""
         for name in self.names:
             for part in self._spread(name, flags, 0):
-                tensors[name].masked_fill_(part, 0)
+                local(tensors[name]).masked_fill_(part, 0)
 
     def copy_(self, tensors: Tensors, values: Tensors, flags: Tensor) -> None:
         """Set the entries of flagged units to those of ``values``."""
         for name in self.names:
             for part in self._spread(name, flags, 0):
-                tensors[name].copy_(torch.where(part, values[name], tensors[name]))
+                tensor = local(tensors[name])
+                tensor.copy_(torch.where(part, local(values[name]), tensor))
 
     def _spread(self, name: str, values: Tensor, none: float) -> list[Tensor]:
         """A value per unit as tensors that broadcast over ``name``, each unit's value once per entry."""
@@ -190,7 +208,7 @@ def _gather(part: Tensor, term: _Term) -> Tensor:
     """Per unit, the sum over the entries that lie in its positions in all of the term's dims.  (units,)"""
     part = part[term.index]
     for keep in term.once:
-        part = part * keep
+        part = torch.where(keep, part, 0)
     return part.flatten(1).sum(1)
 
 

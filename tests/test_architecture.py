@@ -15,7 +15,8 @@ PACKAGE = Path(only_train_once.__file__).parent
 
 # A file imports only from files above it. A folder is one entry: what is inside has its own order.
 ORDER = [
-    *("errors", "collector", "higher_order", "copying", "inputs", "graph", "sizes", "recorder", "size_reader", "trace"),
+    *("errors", "sharding", "collector", "higher_order", "copying", "inputs", "graph", "sizes", "recorder"),
+    *("size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "checkpoint"),

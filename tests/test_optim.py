@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from only_train_once.criteria import CRITERIA
+from only_train_once.criteria import CRITERIA, SUMS
 from only_train_once.errors import ConfigurationError, NothingPrunableError, NumericalError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.importance import PRESETS
@@ -255,9 +255,9 @@ def test_every_criterion_prunes_by_name(name: str, net: str) -> None:
 
 def test_squared_gradients_are_averaged_over_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    fisher = CRITERIA["fisher_diagonal"]
-    spy = lambda g, p, q, r: (seen.append(q["fc1.weight"].clone()), fisher(g, p, q, r))[1]  # noqa: E731
-    monkeypatch.setitem(CRITERIA, "fisher_diagonal", spy)
+    sums = SUMS["curvatures"]
+    spy = lambda g, x, _, q, r: (seen.append(q["fc1.weight"].clone()), sums(g, x, _, q, r))[1]  # noqa: E731
+    monkeypatch.setitem(SUMS, "curvatures", spy)
     model = make("mlp")
     optimizer = attached(model, sgd, importance_score_criteria="fisher_diagonal")
     gradients = []

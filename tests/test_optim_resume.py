@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from only_train_once.errors import CheckpointError
+from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import PruningGroup
-from only_train_once.optim import attach
+from only_train_once.optim import MethodState, attach, expect
 from only_train_once.optim.stages import Staged
 from tests.methods import CONFIGS, PLAN, config
 from tests.reference.nets import batch, group, loss_of, make, tensors_of
@@ -284,6 +284,58 @@ def test_distributed_checkpoint(kind: str, step: int, method: str, tmp_path: Pat
     assert fresh.removed == optimizer.removed
     if kind == "plain" or step > 0:  # at step 0 the call itself takes a step with AdamW, in torch's own count
         assert_same(again.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(("method", "step"), [("hesso", 7), ("hesso", 10), ("ada_hspg", 6), ("hesso_cric", 5)])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+def test_distributed_checkpoint_inside_windows_and_cycles(method: str, step: int, flat: bool, tmp_path: Path) -> None:
+    """Nothing is lost on the way, when the fresh optimizer is told what the files hold."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    api = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    options = api.StateDictOptions(flatten_optimizer_state_dict=flat)
+    arguments = {**config(method), "importance_score_criteria": CRITERIA} if "hesso" in method else config(method)
+
+    def states(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+        model_state, optimizer_state = api.get_state_dict(model, optimizer, options=options)
+        if not flat:
+            return {"model": model_state, "optimizer": optimizer_state}
+        return {
+            "model": model_state,
+            "optimizer": MethodState.without(optimizer_state),
+            "method": MethodState(optimizer),
+        }
+
+    model, optimizer = build("adamw", **arguments)
+    train(model, optimizer, range(step))
+    optimizer.zero_grad()
+    dcp.save(states(model, optimizer), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    train(model, optimizer, range(step, END))
+
+    again, fresh = build("adamw", **arguments)
+    expect(fresh, tmp_path / "dcp")
+    target = states(again, fresh)
+    dcp.load(target, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    api.set_state_dict(
+        again, fresh, model_state_dict=target["model"], optim_state_dict=target["optimizer"], options=options
+    )
+    assert fresh.compute_metrics().step == step
+    train(again, fresh, range(step, END))
+    assert fresh.removed == optimizer.removed
+    assert_same(again.state_dict(), model.state_dict())
+
+
+def test_states_of_other_optimizers_are_refused() -> None:
+    model, optimizer = build("plain")
+    plain = SGD(model.parameters(), lr=0.1)
+    for function in (MethodState, lambda o: expect(o, [])):
+        with pytest.raises(ConfigurationError, match="no method is attached to this SGD"):
+            function(plain)
+    with pytest.raises(CheckpointError, match="damaged: 'only_train_once' is"):
+        MethodState(optimizer).load_state_dict({"state": {}})
+    state = MethodState(build("plain", **config("dhspg"))[1]).state_dict()
+    with pytest.raises(CheckpointError, match="saved by method 'dhspg', not by 'hesso'"):
+        MethodState(optimizer).load_state_dict(state)
 
 
 def test_sums_lost_on_the_way_restart_the_window(caplog: pytest.LogCaptureFixture) -> None:

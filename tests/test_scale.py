@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from only_train_once.groups import GroupList, Role, find_groups
 from only_train_once.surgery import construct_subnet
@@ -68,3 +69,21 @@ def test_a_large_configuration_has_the_groups_of_the_small_one(wide: bool) -> No
     # a key-value head leaves with its eight query heads
     assert sizes[f"model.layers.self_attn.{'q' if wide else 'v'}_proj:heads"] == 8
     assert sizes.get("model.embed_tokens:width") == (8192 if wide else None)
+
+
+class Clamped(nn.Module):
+    """An MLP with an operator that no other test has asked how it treats zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).clamp(-0.7123, 0.9321))
+
+
+def test_on_the_meta_device_of_the_caller() -> None:
+    """The usual way to make a model without weights is also around the analysis."""
+    with torch.device("meta"):
+        groups = find_groups(trace(Clamped(), torch.zeros(2, 4)))
+    assert [g.size for g in groups.prunable] == [6]

@@ -4,6 +4,7 @@ from only_train_once.optim.ada_hspg import AdaHspg
 from only_train_once.optim.base import AttachedOptimizer, Metrics, attach
 from only_train_once.optim.build import build
 from only_train_once.optim.dhspg import Dhspg
+from only_train_once.optim.files import MethodState, expect
 from only_train_once.optim.hesso import Hesso
 from only_train_once.optim.hesso_cric import HessoCric
 from only_train_once.optim.hspg import Hspg
@@ -18,8 +19,10 @@ __all__ = [
     "HessoCric",
     "Hspg",
     "Method",
+    "MethodState",
     "Metrics",
     "attach",
     "build",
+    "expect",
     "register_method",
 ]

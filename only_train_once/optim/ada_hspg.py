@@ -40,6 +40,7 @@ from only_train_once.optim.method import Companions, register_method
 from only_train_once.optim.scoring import Scoring
 from only_train_once.optim.stages import Staged
 from only_train_once.optim.state import damaged, saved_count
+from only_train_once.sharding import local, locals_of, shares_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +127,11 @@ class AdaHspg(Staged):
     def _decide(self, optimizer: Optimizer) -> None:
         """The kind of step until the next period, and epsilon."""
         near, far = self._left_to_do(optimizer)
-        chi_prox, chi_half, zeros = torch.stack([near, far, self.space.zero.sum().to(near)]).cpu().tolist()
+        facts = torch.stack([near, far, self.space.zero.sum().to(near)])
+        chi_prox, chi_half, zeros = shares_of(self.tensors).agreed(facts).cpu().tolist()
         if not chi_prox + chi_half < float("inf"):
             steps = self.scoring.average.count + 1
-            self.scoring.average.reset_unless_finite()
+            self.scoring.average.reset_unless_finite(self.tensors)
             raise NumericalError(
                 f"step {self.step}: the gradients averaged over {steps} step(s) are not finite in some tensor; the "
                 f"kind of step cannot be chosen. No weight was changed: skip this batch, lower the learning rate, or "
@@ -149,12 +151,13 @@ class AdaHspg(Staged):
         units, tensors = self.space.units, self.tensors
         gradients = self.scoring.average.mean_with(optimizer, tensors)
         rates = learning_rates(optimizer, tensors, units.names)
-        trial = {n: tensors[n].detach() - rates[n] * gradients[n] for n in units.names}
+        now = dict(zip(units.names, locals_of(tensors, units.names), strict=True))
+        trial = {n: now[n] - rates[n] * local(gradients[n]) for n in units.names}
         strength = shrinkage(units.square(trial).sqrt(), self.lmbda)
         factors = {n: (1 - rate * strength).clamp(min=0) for n, rate in rates.items()}
         to_zero = torch.stack([f.to(units.device) for f in factors.values()]).amax(0) == 0
         units.scale_(trial, factors)
-        moved = units.square({n: trial[n] - tensors[n].detach() for n in units.names})
+        moved = units.square({n: trial[n] - now[n] for n in units.names})
         near = to_zero | (units.square(tensors).sqrt() <= self.delta)
         return torch.where(near, moved, 0).sum().sqrt(), torch.where(near, 0, moved).sum().sqrt()
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import precise
+from only_train_once.sharding import like, part_of, shared_as, shares_of
 
 
 def params_of(groups: Iterable[PruningGroup], roles: Collection[Role], among: Collection[str]) -> list[str]:
@@ -22,7 +23,8 @@ class GradientAverage:
 
     Gradients count after accumulation, unscaling and clipping, and negated under ``maximize=True``: they are gradients
     of what the step makes smaller. A parameter without a gradient in a step counts as zero in that step. Sums are in
-    float32 for half precision, else in the parameter's own dtype; they exist between `add` and `reset` only.
+    float32 for half precision, else in the parameter's own dtype; they exist between `add` and `reset` only. Of a
+    parameter that is spread over processes each sums the part that is there.
 
     Args:
         names: the parameters.
@@ -52,7 +54,7 @@ class GradientAverage:
             parameter = tensors[name]
             if parameter.grad is None:
                 continue
-            gradient = parameter.grad.detach()
+            gradient = part_of(parameter.grad.detach(), parameter)
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             if scale is not None:
                 gradient = gradient / scale.to(gradient.device)
@@ -68,26 +70,31 @@ class GradientAverage:
         total.add(optimizer, tensors)
         return total
 
-    def mean(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Name -> mean gradient; takes the sums with it."""
+    def mean(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Name -> mean gradient, placed like the tensor; takes the sums with it."""
         sums, self.sums = self.sums, {}
         return self._mean(sums, tensors)
 
-    def mean_square(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def mean_square(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
         """Name -> mean of the squared gradient, if they are kept; takes the sums with it."""
         sums, self.squares = self.squares, {}
         return self._mean(sums, tensors) if self.squared else None
 
-    def _mean(self, sums: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: sums[n].div_(self.count) if n in sums else torch.zeros_like(tensors[n].detach()) for n in self.names}
+    def _mean(self, sums: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        means = {
+            n: like(tensors[n], sums[n].div_(self.count)) if n in sums else torch.zeros_like(tensors[n].detach())
+            for n in self.names
+        }
+        return shared_as(tensors, means)
 
-    def mean_with(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def mean_with(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Mean gradient over the steps added and this one."""
         return self.with_this_step(optimizer, tensors).mean(tensors)
 
-    def reset_unless_finite(self) -> None:
-        """Forget everything if an earlier step of the window brought a NaN or an infinity."""
-        if not all(bool(torch.isfinite(t).all()) for t in self.sums.values()):
+    def reset_unless_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Forget everything if an earlier step of the window brought a NaN or an infinity, in whichever process."""
+        strange = [(~torch.isfinite(t)).any().to(torch.int32) for t in self.sums.values()]
+        if any(bool(count) for count in shares_of(tensors).sum(strange)):
             self.reset()
 
     def reset(self) -> None:

@@ -40,9 +40,10 @@ from torch.optim import Optimizer
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import PruningGroup
 from only_train_once.masking import unit_is_zero, unit_sq_norm
-from only_train_once.optim.candidates import find_candidates
+from only_train_once.optim.candidates import find_candidates, fingerprint
 from only_train_once.optim.method import METHODS, Method, accepted_arguments
-from only_train_once.optim.state import STATE_VERSION, check_entry, check_state_dict, fingerprint
+from only_train_once.optim.state import STATE_VERSION, check_entry, check_state_dict
+from only_train_once.sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,10 @@ class AttachedOptimizer(Optimizer):
 
     @torch.no_grad()
     def compute_metrics(self) -> Metrics:
-        """Facts about the network as it stands; waits for the device."""
+        """Facts about the network as it stands; waits for the device.
+
+        Where parameters are sharded, all processes call it together.
+        """
         method = self._method
         zero = important = redundant = chosen = 0.0
         for group in method.groups:
@@ -251,9 +255,16 @@ def _new(base: type[Optimizer]) -> AttachedOptimizer:
 
 def _hang_in(optimizer: AttachedOptimizer) -> None:
     optimizer._depth, optimizer._skipping = 0, False
-    if _before_step not in optimizer._optimizer_step_pre_hooks.values():
-        optimizer.register_step_pre_hook(_before_step)
-        optimizer.register_step_post_hook(_after_step)
+    before, after = _hooks()
+    if before not in optimizer._optimizer_step_pre_hooks.values():
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+
+
+@functools.cache
+def _hooks() -> tuple[Any, Any]:
+    """The two hooks; they decide by values, so a compiled step runs them as they are."""
+    return torch.compiler.disable(_before_step), torch.compiler.disable(_after_step)
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -317,7 +328,7 @@ def _only_initialises(optimizer: Optimizer) -> bool:
     if any("lr" in g and float(g["lr"]) != 0 for g in optimizer.param_groups):
         return False
     gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    return bool(gradients) and not any(bool(g.any()) for g in gradients)
+    return bool(gradients) and not any(bool(whole(g.any())) for g in gradients)
 
 
 def attach(
@@ -325,6 +336,7 @@ def attach(
     groups: Iterable[PruningGroup],
     named_tensors: Mapping[str, Tensor],
     method: str = "hesso",
+    process_group: Any = None,
     **config: Any,
 ) -> _O:
     """Attach a pruning method to a torch optimizer and return the same object.
@@ -334,6 +346,8 @@ def attach(
         groups: what can be removed; groups that are not prunable are left out.
         named_tensors: name -> parameter or buffer, the very tensors that the optimizer trains.
         method: a name in `METHODS`.
+        process_group: the processes that train these tensors together, where ``torch.distributed`` runs; None for
+            all of them. Each of them attaches, in the same order.
         **config: the method's arguments, see its class.
 
     Raises:
@@ -352,7 +366,7 @@ def attach(
     unknown = [name for name in config if name not in accepted]
     if unknown:
         raise ConfigurationError(f"method {method!r} has no argument {', '.join(unknown)}; it has {accepted}")
-    made = METHODS[method](find_candidates(optimizer, groups, named_tensors), **config)
+    made = METHODS[method](find_candidates(optimizer, groups, named_tensors, process_group), **config)
     base = type(optimizer)
     optimizer.__class__ = _attached_class(base)  # type: ignore[assignment, arg-type]
     attached = cast(AttachedOptimizer, optimizer)

@@ -82,6 +82,7 @@ def build(
     second_momentum: float | None = None,
     dampening: float | None = None,
     device: Any = None,
+    process_group: Any = None,
     **options: Any,
 ) -> Optimizer:
     """Build a torch optimizer over all trainable parameters and attach a pruning method to it.
@@ -96,6 +97,7 @@ def build(
         first_momentum: momentum of SGD (None: 0), first beta of Adam (None: 0.9).
         second_momentum: second beta of Adam (None: 0.999).
         dampening: of SGD.
+        process_group: see `attach`.
         device: accepted for the reference library's scripts; the tensors' own device is used.
         **options: the method's arguments, see its class; the others go to the optimizer class (``nesterov``,
             ``fused``, ``eps``, ...).
@@ -126,4 +128,4 @@ def build(
             f"{cls.__name__} refuses its arguments {arguments}: {error}; change them, or make the optimizer yourself "
             f"and attach to it"
         ) from error
-    return attach(optimizer, groups, named_tensors, method=method, **config)
+    return attach(optimizer, groups, named_tensors, method=method, process_group=process_group, **config)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError, NothingPrunableError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import check
+from only_train_once.sharding import plainly_named, share
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +27,7 @@ class Candidates:
     Attributes:
         groups: prunable groups whose ``zero`` tensors are all trained.
         dropped: name of every other group -> why not.
-        tensors: every tensor of ``groups`` by name.
+        tensors: every tensor of ``groups`` by name; in a run of several processes they know who has what.
         trained: names of those the optimizer trains.
         named_tensors: all parameters and buffers that were given, by name.
     """
@@ -35,10 +39,22 @@ class Candidates:
     named_tensors: dict[str, Tensor]
 
 
+def fingerprint(group: PruningGroup) -> str:
+    """A short digest of what a group cuts where; changes when the partition does."""
+    digest = hashlib.sha256()
+    for s in group.slices:
+        digest.update(f"{s.param}|{s.dim}|{s.role.value}|{s.length}|{s.index.shape}".encode())
+        digest.update(np.ascontiguousarray(s.index, dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
 def find_candidates(
-    optimizer: Optimizer, groups: Iterable[PruningGroup], named_tensors: Mapping[str, Tensor]
+    optimizer: Optimizer,
+    groups: Iterable[PruningGroup],
+    named_tensors: Mapping[str, Tensor],
+    process_group: Any = None,
 ) -> Candidates:
-    """Choose the groups that can be pruned with this optimizer.
+    """Choose the groups that can be pruned with this optimizer; all processes of ``process_group`` (None: all) call it.
 
     Raises:
         ConfigurationError: a tensor is missing or has another shape; a trainable tensor of a group is not in the
@@ -47,6 +63,7 @@ def find_candidates(
     """
     groups = tuple(groups)
     prunable = [g for g in groups if g.prunable]
+    named_tensors = plainly_named(named_tensors, [name for g in prunable for name in g.params])
     check(prunable, named_tensors)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     kept: list[PruningGroup] = []
@@ -79,4 +96,5 @@ def find_candidates(
         raise NothingPrunableError(f"no group can be pruned:{listed}")
     used = {name: named_tensors[name] for group in kept for name in group.params}
     trained = frozenset(n for n, t in used.items() if id(t) in owned)
-    return Candidates(tuple(kept), dropped, used, trained, dict(named_tensors))
+    shared = share(used, lambda: " ".join(f"{g.name}:{g.size}:{fingerprint(g)}" for g in kept), process_group)
+    return Candidates(tuple(kept), dropped, shared, trained, dict(named_tensors))

@@ -44,6 +44,7 @@ from only_train_once.optim.selection import nearest_total, select, units_for
 from only_train_once.optim.stages import Staged
 from only_train_once.optim.state import saved_per_unit
 from only_train_once.schedules import position, units_due
+from only_train_once.sharding import locals_of
 
 SALIENCY = {"cosine_similarity": 0.5, "avg_magnitude": 0.5}  # the paper names both, and leaves their mix open
 DIRECTIONS = ("step", "gradient")
@@ -134,7 +135,7 @@ class Dhspg(Staged):
         # 0: not penalized; p + 1: penalized since period p.  (units of all groups in order,)
         self.penalized: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
         self._flags: Tensor | None = None  # the same on the device; None: not there yet
-        self._gradient: dict[str, Tensor] = {}
+        self._gradient: Mapping[str, Tensor] = {}
 
     @property
     def redundant(self) -> dict[str, list[int]]:
@@ -197,7 +198,7 @@ class Dhspg(Staged):
     def _along_the_step(self, rates: Mapping[str, float | Tensor]) -> tuple[Tensor, Tensor]:
         """``<x, d>`` and ``||d||^2`` for the d of ``x~ = x - alpha d``; where alpha is 0, neither matters.  (units,)"""
         space, names = self.space, self.space.units.names
-        steps = torch._foreach_sub([space.before[n] for n in names], [self.tensors[n].detach() for n in names])
+        steps = torch._foreach_sub([space.before[n] for n in names], locals_of(self.tensors, names))
         moved = dict(zip(names, steps, strict=True))  # alpha d
         inverse = {n: _inverse(rate) for n, rate in rates.items()}
         dot = space.units.dot(space.before, moved, inverse)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError
 from only_train_once.optim.candidates import Candidates
+from only_train_once.sharding import local, locals_of
 from only_train_once.unitwise import Units
 
 
@@ -51,12 +52,12 @@ class HalfSpace:
         """Keep the present values: they are the x of the step to come."""
         names = self.units.names
         if not self._before:
-            self._before = {n: torch.empty_like(self.tensors[n]) for n in names}
-        torch._foreach_copy_([self._before[n] for n in names], [self.tensors[n].detach() for n in names])
+            self._before = {n: torch.empty_like(local(self.tensors[n])) for n in names}
+        torch._foreach_copy_([self._before[n] for n in names], locals_of(self.tensors, names))
 
     @property
     def before(self) -> Mapping[str, Tensor]:
-        """The values that `remember` kept."""
+        """The values that `remember` kept, of the parts that are here."""
         return self._before
 
     def forget(self) -> None:
@@ -88,6 +89,10 @@ class HalfSpace:
     def fetch(self) -> NDArray[np.bool_]:
         """Which units are at zero; waits for the device.  (units,)"""
         return self.zero.cpu().numpy()
+
+    def agree(self) -> None:
+        """Take the flags of the first process, which those of the others equal but for rounding."""
+        self.zero = self.units.shares.agreed(self.zero.to(torch.int32)) > 0
 
     def restore(self, zero: NDArray[np.bool_]) -> None:
         """Take over saved flags."""

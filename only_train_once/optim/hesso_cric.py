@@ -18,9 +18,8 @@ its units at zero, which needs the loss, and is the same for all units of a laye
 those of gradients, not of momentum. A step with a gradient that is not finite does not count.
 
 Nothing waits for the device except at a cycle's boundaries. A copy of the run is held while cycles last; it is saved in
-the optimizer's ``state_dict``. ``torch.distributed.checkpoint`` loads only what a fresh optimizer has and drops it:
-save before the cycles or after them there. Give ``attach`` the model's buffers, too, or running statistics are not put
-back.
+the optimizer's ``state_dict``; for ``torch.distributed.checkpoint`` see ``files``. Give ``attach`` the model's buffers,
+too, or running statistics are not put back.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ from only_train_once.optim.scoring import Scoring, split
 from only_train_once.optim.snapshot import Snapshot, check_snapshot, load_snapshot
 from only_train_once.optim.state import damaged, saved_count, saved_per_unit
 from only_train_once.schedules import decay_factor
+from only_train_once.sharding import shares_of
 from only_train_once.unitwise import Units
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class HessoCric(Removal):
         lowest = lowest_with_room(self._units, everyone, scores, self._room, self.total) & sound
         self._pending = scores, sound, lowest  # counted after the step, should something interrupt it
         if self.step == self.schedule.start_pruning_step:
-            self.violators = lowest.cpu().numpy().astype(np.int32)
+            self.violators = self._agreed(lowest).astype(np.int32)
 
     def after(self, optimizer: Optimizer) -> None:
         if not self._in_cycles:
@@ -184,7 +184,7 @@ class HessoCric(Removal):
         assert self._snapshot is not None
         self._snapshot.put_back(optimizer, self.named_tensors)
         self._shrunk = None
-        new = self._candidates.cpu().numpy() & (self.violators == 0)
+        new = (self._agreed(self._candidates) > 0) & (self.violators == 0)
         done = self.cycle + 1
         logger.info("step %d: cycle %d ends, %d new violators", self.step, done, int(new.sum()))
         if done >= self.cycles or int(new.sum()) <= self.tolerance:
@@ -194,9 +194,13 @@ class HessoCric(Removal):
         self.violators[new] = done + 1
         self._candidates = torch.zeros_like(self._candidates)
 
+    def _agreed(self, values: Tensor) -> NDArray[np.float64]:
+        """Numbers on the device, as they are in the first process."""
+        return shares_of(self.tensors).agreed(values.double()).cpu().numpy()
+
     def scores(self, optimizer: Optimizer) -> list[NDArray[np.float64]]:
         """Means over all cycles; if no step of them counted, this step's scores."""
-        *sums, steps = torch.cat([self._sum, self._count[None].double()]).cpu().numpy()
+        *sums, steps = self._agreed(torch.cat([self._sum, self._count[None].double()]))
         return split(np.array(sums) / steps, self.groups) if steps else super().scores(optimizer)
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -215,6 +219,11 @@ class HessoCric(Removal):
     @property
     def companions(self) -> Companions:
         return super().companions if self._snapshot is None else {_SNAPSHOT: self._snapshot.parameters}
+
+    def expect(self, optimizer: Optimizer, what: Mapping[str, Collection[str]]) -> None:
+        super().expect(optimizer, what)
+        if _SNAPSHOT in what:
+            self._snapshot = Snapshot.take(optimizer, self.named_tensors)
 
     def check_state(self, state: Mapping[str, Any], companions: Companions) -> None:
         ramp, start = saved_count(state, "ramp_start"), self.schedule.start_pruning_step

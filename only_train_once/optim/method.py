@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
@@ -67,6 +67,9 @@ class Method(ABC):
     def companions(self) -> Companions:
         """What has to be saved with the state of single parameters."""
         return {}
+
+    def expect(self, optimizer: Optimizer, what: Mapping[str, Collection[str]]) -> None:  # noqa: B027
+        """Make room among the `companions`: what they are -> the parameters for which they will be loaded."""
 
     @abstractmethod
     def check_state(self, state: Mapping[str, Any], companions: Companions) -> None:

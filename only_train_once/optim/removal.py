@@ -14,7 +14,7 @@ by themselves and use one period at the very end, for the units that they missed
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -236,6 +236,9 @@ class Removal(Method):
     @property
     def companions(self) -> Companions:
         return self.scoring.companions
+
+    def expect(self, optimizer: Optimizer, what: Mapping[str, Collection[str]]) -> None:
+        self.scoring.expect(what)
 
     def check_state(self, state: Mapping[str, Any], companions: Companions) -> None:
         saved, own = state.get("schedule"), asdict(self.schedule)

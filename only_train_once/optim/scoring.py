@@ -22,10 +22,12 @@ from only_train_once.importance import (
     resolve,
     score_groups,
 )
+from only_train_once.masking import precise
 from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.state import check_shapes, saved_count
+from only_train_once.sharding import Shares, like, local, part_of, shares_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +74,16 @@ class Scoring:
             NumericalError: an averaged gradient, or the score of a unit that is not ``ignored``, is not finite. No
                 weight was changed, and the window is intact unless an earlier step had spoilt it.
         """
+        shares = shares_of(self.tensors)
         window = self.average.with_this_step(optimizer, self.tensors)
         gradients = window.mean(self.tensors)
-        finite = {n: torch.isfinite(g).all() for n, g in gradients.items()}
+        strange = {n: (~torch.isfinite(local(g))).any().to(torch.int32) for n, g in gradients.items()}
         scores = self.score(window, gradients)
-        values, sound = _fetch(scores, list(finite.values()))
-        bad = [n for n, ok in zip(finite, sound, strict=True) if not ok]
+        values, count = _fetch(scores, shares.sum(list(strange.values())), shares)
+        bad = [n for n, found in zip(strange, count, strict=True) if found]
         if bad:
             steps = self.average.count + 1
-            self.average.reset_unless_finite()
+            self.average.reset_unless_finite(self.tensors)
             raise NumericalError(
                 f"step {step}: the gradients averaged over {steps} step(s) are not finite in "
                 f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; no unit can be scored. No weight was changed: "
@@ -88,10 +91,10 @@ class Scoring:
             )
         per_group = split(values, self.groups)
         for group, score, skip in zip(self.groups, per_group, split(ignored, self.groups), strict=True):
-            strange = np.flatnonzero(~np.isfinite(score) & ~skip)
-            if len(strange):
+            odd = np.flatnonzero(~np.isfinite(score) & ~skip)
+            if len(odd):
                 raise NumericalError(
-                    f"step {step}: the score of unit {strange[0]} of group {group.name!r} is {score[strange[0]]}; "
+                    f"step {step}: the score of unit {odd[0]} of group {group.name!r} is {score[odd[0]]}; "
                     f"no weight was changed. Look for NaN or infinite weights in "
                     f"{', '.join(s.param for s in group.with_role(Role.ZERO))}"
                 )
@@ -111,7 +114,14 @@ class Scoring:
     @property
     def companions(self) -> dict[str, dict[str, Tensor]]:
         kept = {SUMS: self.average.sums, SQUARES: self.average.squares}
-        return {what: values for what, values in kept.items() if values}
+        return {
+            what: {n: like(self.tensors[n], v) for n, v in values.items()} for what, values in kept.items() if values
+        }
+
+    def expect(self, what: Mapping[str, Collection[str]]) -> None:
+        """Begin sums at 0, for the values of a file to replace."""
+        for name, sums in ((SUMS, self.average.sums), (SQUARES, self.average.squares)):
+            sums.update({n: precise(torch.zeros_like(local(self.tensors[n]))) for n in what.get(name, ())})
 
     def check_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
         saved_count(state, "window_count")
@@ -129,19 +139,23 @@ class Scoring:
             )
             return
         squares = companions.get(SQUARES, {})
-        self.average.sums = {n: v.to(self.tensors[n].device, copy=True) for n, v in sums.items()}
-        self.average.squares = {n: v.to(self.tensors[n].device, copy=True) for n, v in squares.items()}
+        self.average.sums, self.average.squares = (
+            {n: part_of(v, self.tensors[n]).to(self.tensors[n].device, copy=True) for n, v in saved.items()}
+            for saved in (sums, squares)
+        )
         self.average.count = count
 
 
-def _fetch(scores: Sequence[Tensor], flags: Sequence[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of all groups in order and flags, brought to the host in one transfer."""
+def _fetch(
+    scores: Sequence[Tensor], flags: Sequence[Tensor], shares: Shares
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of all groups in order and flags, brought to the host in one transfer, the same in every process."""
     device = scores[0].device
     packed = [s.double().to(device) for s in scores]
     units = sum(len(s) for s in scores)
     if flags:
         packed.append(torch.stack([f.to(device) for f in flags]).double())
-    values = torch.cat(packed).cpu().numpy()
+    values = shares.agreed(torch.cat(packed)).cpu().numpy()
     return values[:units], values[units:]
 
 

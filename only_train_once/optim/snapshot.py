@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from only_train_once.optim.state import check_shapes, damaged
+from only_train_once.sharding import like, part_of
 
 
 class Snapshot:
@@ -75,9 +76,13 @@ def load_snapshot(
     """The snapshot that was saved, on the devices of the tensors."""
 
     def here(value: Any, name: str) -> Any:
-        on = named_tensors[name].device
+        tensor = named_tensors[name]
         # Step counters stay where the optimizer keeps them; what has a shape goes with the parameter.
-        return value.to(on, copy=True) if isinstance(value, Tensor) and value.dim() else copy.deepcopy(value)
+        if not isinstance(value, Tensor) or not value.dim():
+            return copy.deepcopy(value)
+        if value.shape == tensor.shape:
+            value = like(tensor, part_of(value, tensor))
+        return value.to(tensor.device, copy=True)
 
     return Snapshot(
         {

@@ -148,6 +148,7 @@ class Staged(Removal):
     def choose(self, optimizer: Optimizer) -> None:
         """At the finish: the units at zero, and of the others those with the smallest norm. Before: plan again."""
         norms = self.scores(optimizer)
+        self.space.agree()
         gone = self.space.fetch()
         if self.step < self.finishing:
             self.space.limit(ceilings(norms, split(gone, self.groups), self.total, **self.rules))

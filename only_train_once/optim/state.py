@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -13,19 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from only_train_once.errors import CheckpointError
-from only_train_once.groups import PruningGroup
+from only_train_once.optim.candidates import fingerprint
 from only_train_once.optim.method import Method
 
 STATE_VERSION = 1
-
-
-def fingerprint(group: PruningGroup) -> str:
-    """A short digest of what a group cuts where; changes when the partition does."""
-    digest = hashlib.sha256()
-    for s in group.slices:
-        digest.update(f"{s.param}|{s.dim}|{s.role.value}|{s.length}|{s.index.shape}".encode())
-        digest.update(np.ascontiguousarray(s.index, dtype="<i8").tobytes())
-    return digest.hexdigest()[:16]
 
 
 def damaged(name: str, value: Any, expected: str) -> CheckpointError:

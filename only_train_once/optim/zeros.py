@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.masking import Region
+from only_train_once.sharding import local
 
 
 def zero_entries_(
@@ -20,6 +21,7 @@ def zero_entries_(
         region.zero_(tensor)
         for value in state.get(tensor, {}).values():
             if isinstance(value, Tensor) and value.shape == tensor.shape:
+                assert local(value).shape == local(tensor).shape, f"the state of {region.name} lies elsewhere"
                 region.zero_(value)
 
 
