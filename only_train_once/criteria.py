@@ -167,5 +167,6 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {
     "negative_cosine": negative_cosine,
     "inverse_avg_magnitude": inverse_avg_magnitude,
 }
+AT_ZERO = {"negative_cosine": -1.0, "inverse_avg_magnitude": -1 / 1e-6}  # scores of units at zero, where not 0
 WITHOUT_GRADIENTS = {"magnitude", "avg_magnitude", "batch_norm_scale", "lamp", "fpgm", "inverse_avg_magnitude"}
 WITH_SQUARES = {"fisher_diagonal"}  # given the mean of squared gradients in the place of the mean gradient

@@ -108,13 +108,17 @@ def no_fast_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.Module:
+def copy_module(
+    module: nn.Module, error: type[OTOError] = SurgeryError, instead: Mapping[int, Tensor] | None = None
+) -> nn.Module:
     """``copy.deepcopy``, keeping marks on parameters, also where a weight is computed and kept with its graph.
+
+    ``instead`` names tensors, by their id, that the copy holds in the place of a copy of others.
 
     Raises:
         error: the module holds what cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = dict(instead or {})
     for part in module.modules():
         for value in (*vars(part).values(), *part._buffers.values()):
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -131,6 +135,17 @@ def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.M
     for old, new in zip(module.parameters(), copied.parameters(), strict=True):
         new.__dict__.update(old.__dict__)  # marks that users put on parameters; torch's own copy drops them
     return copied
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """Of its first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def inputs_for(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> Inputs:
+    """Inputs for a model that had ``dtype``, cast along when it has another by now (``model.half()``)."""
+    now = dtype_of(model)
+    return inputs if now is None or now is dtype else cast_inputs(inputs, now)
 
 
 def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:

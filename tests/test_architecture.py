@@ -18,7 +18,7 @@ ORDER = [
     *("errors", "higher_order", "inputs", "graph", "sizes", "recorder", "size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "budgets", "optim"),
-    *("norms", "record", "surgery", "verify", "checkpoint"),
+    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 

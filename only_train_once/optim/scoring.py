@@ -25,6 +25,7 @@ from only_train_once.importance import (
 from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
+from only_train_once.optim.cutting import Kept, cut
 from only_train_once.optim.state import check_shapes, saved_count
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,9 @@ class Scoring:
     def __init__(
         self, candidates: Candidates, criteria: Criteria, roles: Collection[Role], window: int | None, length: int
     ) -> None:
-        self.groups, self.tensors = candidates.groups, candidates.tensors
+        self.groups = self.current = candidates.groups  # see [Note: numbers of units]
+        self.present = np.ones(sum(g.size for g in self.groups), dtype=np.bool_)
+        self.tensors = candidates.tensors
         self.roles = tensor_roles(roles)
         self.criteria = resolve(criteria)
         if window is not None:
@@ -86,7 +89,9 @@ class Scoring:
                 f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; no unit can be scored. No weight was changed: "
                 f"skip this batch, lower the learning rate, or use a GradScaler"
             )
-        per_group = split(values, self.groups)
+        everyone = np.zeros(len(self.present))  # who has left is at zero, and scores 0
+        everyone[self.present] = values
+        per_group = split(everyone, self.groups)
         for group, score, skip in zip(self.groups, per_group, split(ignored, self.groups), strict=True):
             strange = np.flatnonzero(~np.isfinite(score) & ~skip)
             if len(strange):
@@ -101,7 +106,13 @@ class Scoring:
     def score(self, window: GradientAverage, gradients: Mapping[str, Tensor]) -> list[Tensor]:
         """Scores of all groups from the steps of ``window``, on the device."""
         squares = window.mean_square(self.tensors)
-        return score_groups(self.groups, self.tensors, gradients, self.criteria, self.roles, squares)
+        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares)
+
+    def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
+        """Units have left, see `Method.leave`; a window that has begun goes on."""
+        self.current, self.present = tuple(groups), present
+        for sums in (self.average.sums, self.average.squares):
+            sums.update({name: cut(sums[name], kept[name]) for name in sums.keys() & kept.keys()})
 
     # -- state -----------------------------------------------------------------------------------------------------
 
