@@ -184,7 +184,8 @@ class Removal(Method):
 
     def scores(self, optimizer: Optimizer) -> list[NDArray[np.float64]]:
         """Scores of the units, per group."""
-        return self.scoring.scores(optimizer, self.step, self.chosen > 0)
+        gone = self._regions(self._committed(self.step))
+        return self.scoring.scores(optimizer, self.step, self.chosen > 0, gone)
 
     def lowest(self, scores: list[NDArray[np.float64]], gone: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
         """The next ``count`` units on the way to the total, as positions among the units of all groups."""

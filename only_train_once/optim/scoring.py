@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from only_train_once.importance import (
     resolve,
     score_groups,
 )
+from only_train_once.masking import Region
 from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
@@ -68,14 +69,24 @@ class Scoring:
         if first <= step and self.average.count <= step - first:
             self.average.add(optimizer, self.tensors)
 
-    def scores(self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    def scores(
+        self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_], gone: Iterable[Region] = ()
+    ) -> list[NDArray[np.float64]]:
         """Per group the scores of its units; ends the window.
+
+        Entries that are ``gone`` with removed units count as without gradient, also in the steps of the window in which
+        they were not yet: units that share them (a row, with the column of a unit before it; a head, with a position
+        in all heads) are scored by what is left of them.
 
         Raises:
             NumericalError: an averaged gradient, or the score of a unit that is not ``ignored``, is not finite. No
                 weight was changed, and the window is intact unless an earlier step had spoilt it.
         """
         window = self.average.with_this_step(optimizer, self.tensors)
+        for region in gone:
+            for sums in (window.sums, window.squares):
+                if region.name in sums:
+                    region.zero_(sums[region.name])
         gradients = window.mean(self.tensors)
         finite = {n: torch.isfinite(g).all() for n, g in gradients.items()}
         scores = self.score(window, gradients)
