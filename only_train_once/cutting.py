@@ -39,7 +39,7 @@ from .errors import CheckpointError, ConfigurationError, SurgeryError, Verificat
 from .exact import Attempt
 from .groups import GroupList, Origin, ParamSlice, PruningGroup, Role
 from .inputs import copy_module, dtype_of, inputs_for
-from .masking import zero_units
+from .masking import regions, zero_units
 from .optim.base import AttachedOptimizer, Cutter, PendingCut
 from .optim.cutting import refuse_uncuttable, state_cuts
 from .optim.scoring import split, units_by_group
@@ -336,7 +336,14 @@ class LiveCuts(Cutter):
 
     def full_model(self) -> nn.Module:
         """A copy of the model with all units back, those that left at zero; see [Note: the full network]."""
-        return self._history.undone(self.model)
+        full = self._history.undone(self.model)
+        tensors = _first_tensors(full)
+        absent = {g.name: np.setdiff1d(np.arange(g.size), _numbers(self.groups[g.name])) for g in self.full_groups}
+        with torch.no_grad():
+            # What left with one unit may be what another has to have at zero, a direction and a column for one.
+            for region in regions(self.full_groups, absent, tensors, (Role.ZERO, Role.CONSUMER)):
+                region.zero_(tensors[region.name])
+        return full
 
 
 _MISSING = object()
