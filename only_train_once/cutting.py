@@ -520,5 +520,8 @@ def _rebuild(wrapper: DistributedDataParallel) -> None:
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
     if wrapper.static_graph:
         wrapper.reducer._set_static_graph()
+        wrapper.logger._set_static_graph()
+        wrapper._static_graph_delay_allreduce_enqueued = False  # the new reducer's first backward pass is yet to come
+    wrapper._has_rebuilt_buckets = False
     for hook, state in wrapper._comm_hooks:
         torch.distributed._register_comm_hook(wrapper.reducer, state, hook)
