@@ -520,6 +520,7 @@ def _rebuild(wrapper: DistributedDataParallel) -> None:
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
     if wrapper.static_graph:
         wrapper.reducer._set_static_graph()
+        assert wrapper.logger is not None  # made with the reducer
         wrapper.logger._set_static_graph()
         wrapper._static_graph_delay_allreduce_enqueued = False  # the new reducer's first backward pass is yet to come
     wrapper._has_rebuilt_buckets = False

@@ -344,7 +344,7 @@ def _new(base: type[Optimizer]) -> AttachedOptimizer:
 
 def _hang_in(optimizer: AttachedOptimizer) -> None:
     optimizer._depth, optimizer._skipping = 0, False
-    optimizer._cut_hooks = OrderedDict()
+    vars(optimizer).setdefault("_cut_hooks", OrderedDict())  # also called when a state is loaded
     if _before_step not in optimizer._optimizer_step_pre_hooks.values():
         optimizer.register_step_pre_hook(_before_step)
         optimizer.register_step_post_hook(_after_step)

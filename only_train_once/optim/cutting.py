@@ -41,7 +41,7 @@ def refuse_uncuttable(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
             "units cannot leave physically under LBFGS: its state is a history of all parameters in one vector; use "
             "another optimizer, or physical_cuts=False"
         )
-    strange = {n: type(t).__name__ for n, t in tensors.items() if _is_exotic(t)}
+    strange = {n: type(t.detach()).__name__ for n, t in tensors.items() if _is_exotic(t)}
     if strange:
         name, kind = next(iter(strange.items()))
         raise ConfigurationError(
