@@ -513,8 +513,7 @@ def _rebuild(wrapper: DistributedDataParallel) -> None:
 
     What torch does when a wrapper is unpickled, followed by the hooks that were registered.
     """
-    wrapper.logger = None
-    del wrapper.reducer  # it takes its hooks away with it
+    del wrapper.logger, wrapper.reducer  # the old reducer takes its hooks away with it
     parameters, sparse = wrapper._build_params_for_reducer()
     names = wrapper._build_debug_param_to_name_mapping(parameters)
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
