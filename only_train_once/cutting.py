@@ -202,11 +202,9 @@ class LiveCuts(Cutter):
 
     def prepare(self, optimizer: AttachedOptimizer, absent: NDArray[np.bool_]) -> PendingCut:
         method = optimizer._method
-        gone = {g.name: part for g, part in zip(method.groups, split(absent, method.groups), strict=True)}
         removed = {}
-        for group in method.current:
-            numbers = np.arange(group.size) if group.origin is None else group.origin.numbers
-            units = np.flatnonzero(gone[group.name][numbers])
+        for group, now, gone in zip(method.groups, method.current, split(absent, method.groups), strict=True):
+            units = np.flatnonzero(np.isin(_numbers(now), _numbers(group)[gone]))
             if len(units):
                 removed[group.name] = units.tolist()
         try:
@@ -273,9 +271,7 @@ class LiveCuts(Cutter):
         method = optimizer._method
         present = []
         for group in method.groups:
-            flags = np.zeros(group.size, dtype=np.bool_)
-            flags[_numbers(self.groups[group.name])] = True
-            present.append(flags)
+            present.append(np.isin(_numbers(group), _numbers(self.groups[group.name])))
         method.leave([self.groups[g.name] for g in method.groups], np.concatenate(present), kept)
 
     def _follow(self) -> set[str]:

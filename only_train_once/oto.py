@@ -110,6 +110,7 @@ class OTO:
         self.compressed_model_path: str | None = None
         self.full_group_sparse_model_path: str | None = None
         self._skipped_operators: tuple[str, ...] = ()
+        self._cuts: LiveCuts | None = None  # made with the first optimizer
         self._user_frozen: dict[str, str] = {}  # group -> reason, kept when the groups are found again
         if model is None and dummy_input is not None:
             raise ConfigurationError("dummy_input is given, but no model: OTO(model, dummy_input=x)")
@@ -149,7 +150,7 @@ class OTO:
         self._dtype = dtype_of(model)
         self._skip_patterns, self._skipped_nodes = compiled, skipped_nodes
         self._groups: GroupList | None = None
-        self._cuts: LiveCuts | None = None
+        self._cuts = None
 
     def partition_pzigs(self) -> GroupList:
         """Find the groups (again); what the user has frozen by name stays frozen."""
@@ -485,6 +486,8 @@ class OTO:
         assert isinstance(optimizer, AttachedOptimizer)
         if self._cuts is None:
             self._cuts = LiveCuts(self.model, self.groups, self.inputs, other_outputs_may_shrink=self.strict_out_nodes)
+        elif not self._cuts.cut:
+            self._cuts.groups = self._cuts.full_groups = self.groups  # some may have been frozen since
         if physical:
             self._cuts.attach(optimizer, by_itself=True)
         else:

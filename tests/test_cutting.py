@@ -351,6 +351,31 @@ def test_compact_cuts_when_told_to() -> None:
     )
 
 
+def test_another_round_prunes_what_is_left() -> None:
+    run = Run("residual", OPTIMIZERS["sgd"], cuts=True).train(END)
+    gone = run.optimizer.removed
+    second: Any = SGD(run.model.parameters(), lr=0.02, momentum=0.9)
+    run.oto.attach(second, physical_cuts=True, target_group_sparsity=0.3, pruning_steps=4, pruning_periods=2)
+    assert second.compute_metrics().num_zero_groups == 0
+    events: list[CutEvent] = []
+    second.register_cut_hook(events.append)
+    for step in range(2):
+        second.zero_grad()
+        loss_of(run.model, batch("residual", step)).backward()
+        second.step()
+    assert len(events) == 1
+    for name, units in events[0].removed.items():
+        assert not set(units) & set(gone[name])  # by the numbers of the full network
+    assert second.compute_metrics().num_zero_groups == 1 == sum(map(len, second.removed.values()))
+    again = Run("residual", OPTIMIZERS["sgd"], cuts=True)
+    again.oto.resume(again.optimizer, run.optimizer.state_dict(), run.model.state_dict())  # knows of both
+    assert again.optimizer.removed == gone
+    assert_same(dict(again.model.state_dict()), dict(run.model.state_dict()))
+    subnet = run.oto.construct_subnet()
+    assert subnet.report.units_removed == 8
+    assert_close(outputs(subnet.model, batch("residual", 99)), outputs(run.model, batch("residual", 99)))
+
+
 def test_gradients_and_hooks_go_on() -> None:
     """With graphs still alive, hooks on parameters, and gradients of several backward passes."""
     run = Run("residual", OPTIMIZERS["sgd"], cuts=True)

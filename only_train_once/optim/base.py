@@ -284,10 +284,10 @@ class AttachedOptimizer(Optimizer):
         method = self._method
         zero = important = redundant = chosen = 0.0
         listed = method.redundant
-        for group, now in zip(method.groups, method.current, strict=True):
+        present = np.split(method.present, np.cumsum([g.size for g in method.groups])[:-1])
+        for group, now, there in zip(method.groups, method.current, present, strict=True):
             squares = np.zeros(group.size)
-            numbers = np.arange(group.size) if now.origin is None else now.origin.numbers
-            squares[numbers] = unit_sq_norm(now, method.tensors).double().cpu().numpy()
+            squares[there] = unit_sq_norm(now, method.tensors).double().cpu().numpy()
             mask = np.zeros(group.size, dtype=np.bool_)
             mask[listed[group.name]] = True
             zero += group.size - now.size + int(unit_is_zero(now, method.tensors).sum())
