@@ -247,6 +247,7 @@ class LiveCuts(Cutter):
                 apply_record(record, module, same_tensors=True)
             for action in actions:
                 action()
+            torch.clear_autocast_cache()  # it knows weights by the objects that they are
             self.groups = groups
             for each in optimizers:
                 if isinstance(each, AttachedOptimizer):

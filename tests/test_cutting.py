@@ -113,7 +113,9 @@ def test_every_method_and_optimizer_ends_where_it_would_have(net: str, name: str
     assert now.norm_params == pytest.approx(then.norm_params, rel=1e-9)
 
 
-def trained(case: Case, cuts: bool, **arguments: Any) -> tuple[OTO, Any, Any, list[CutEvent]] | None:
+def trained(
+    case: Case, cuts: bool, make_optimizer: Make | None = None, **arguments: Any
+) -> tuple[OTO, Any, Any, list[CutEvent]] | None:
     model, inputs = case.build().double().train(), cast_inputs(case.inputs(), torch.double)
     for part in model.modules():  # noise is drawn for the shapes there are, so it differs
         if isinstance(part, nn.Dropout):
@@ -121,7 +123,8 @@ def trained(case: Case, cuts: bool, **arguments: Any) -> tuple[OTO, Any, Any, li
         elif isinstance(getattr(part, "dropout", None), float):
             part.dropout = 0.0  # type: ignore[assignment]
     oto = OTO(model, inputs, wide=True)
-    optimizer: Any = SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-2)
+    usual = SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-2)
+    optimizer: Any = usual if make_optimizer is None else make_optimizer(model.parameters())
     try:
         oto.attach(optimizer, physical_cuts=cuts, **SHORT, **arguments)
     except NothingPrunableError:
@@ -147,11 +150,20 @@ ARGUMENTS = {"s4d": {"pin": "always"}}  # the states it removes go on getting gr
 
 @pytest.mark.parametrize("name", [n for n in ZOO if n not in NO_FLOAT64])
 def test_every_structure_ends_where_it_would_have(name: str) -> None:
-    arguments = ARGUMENTS.get(name, {})
+    ends_alike(name, **ARGUMENTS.get(name, {}))
+
+
+@pytest.mark.parametrize("make_optimizer", [v for k, v in OPTIMIZERS.items() if k != "sgd"])
+@pytest.mark.parametrize("name", ["residual", "grouped", "shuffle", "layer_norm", "rms_norm", "grouped_query", "tied"])
+def test_structures_end_alike_under_any_optimizer(name: str, make_optimizer: Make) -> None:
+    ends_alike(name, make_optimizer)
+
+
+def ends_alike(name: str, make_optimizer: Make | None = None, **arguments: Any) -> None:
     runs = []
     for cuts in (False, True):
         torch.manual_seed(0)
-        runs.append(trained(ZOO[name], cuts, **arguments))
+        runs.append(trained(ZOO[name], cuts, make_optimizer, **arguments))
     whole, less = runs
     if whole is None or less is None:
         assert whole is less
@@ -542,6 +554,10 @@ def test_what_has_left_does_not_come_back() -> None:
     with pytest.raises(CheckpointError, match=r"7 units have left this network, 2 had .* units cannot come back"):
         run.optimizer.load_state_dict(early)
     assert_same(run.optimizer.state_dict(), before)
+    del early["param_groups"][0]["only_train_once"]["absent"]  # as states of earlier versions are
+    with pytest.raises(CheckpointError, match="7 units have left this network, 0 had"):
+        run.optimizer.load_state_dict(early)
+    early = before
     plain = Run("conv", OPTIMIZERS["sgd"], cuts=False)
     with pytest.raises(CheckpointError, match="make the optimizer with physical_cuts=True"):
         plain.optimizer.load_state_dict(early)
