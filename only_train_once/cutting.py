@@ -146,6 +146,7 @@ class LiveCuts(Cutter):
         for other in others:
             if isinstance(other, Optimizer):
                 refuse_uncuttable(other, {})
+                self._check_groups(other)
                 self._optimizers.append(weakref.ref(other))
             elif isinstance(other, nn.Module):
                 self._others.append(weakref.ref(other))
@@ -153,6 +154,14 @@ class LiveCuts(Cutter):
                 raise ConfigurationError(
                     f"cut_also was given a {type(other).__name__}; it takes modules and optimizers. For anything else "
                     "register_cut_hook(function) calls you"
+                )
+
+    def _check_groups(self, optimizer: Optimizer) -> None:
+        for group in optimizer._method.groups if isinstance(optimizer, AttachedOptimizer) else ():
+            if group.name not in self.groups or self.groups[group.name].size != group.size:
+                raise ConfigurationError(
+                    f"the method attached to this {type(optimizer).__name__} has another group {group.name!r} than the "
+                    "one whose units leave: attach both with the same OTO object"
                 )
 
     # -- cutting ---------------------------------------------------------------------------------------------------
@@ -174,7 +183,7 @@ class LiveCuts(Cutter):
         try:
             kept, excluded = attempt.largest_exact(list(wanted), [])
             if not kept:
-                attempt.largest_exact([], [])
+                attempt.largest_exact([], [])  # when even the uncut copy differs, say that instead
         except VerificationError as error:
             logger.warning("no unit leaves at step %d: %s", optimizer._method.step, error)
             return None
@@ -233,6 +242,11 @@ class LiveCuts(Cutter):
         groups = self._groups_without(left)
         actions: list[Callable[[], object]] = []
         for each in optimizers:
+            if each is not optimizer and isinstance(each, AttachedOptimizer) and not each._method.follows:
+                raise ConfigurationError(
+                    f"units settled by one optimizer cannot leave while {each._method.name!r}, attached to another, is "
+                    "at work: cut with oto.compact(optimizer) when both have finished. Nothing was changed"
+                )
             refuse_uncuttable(each, cut_tensors)
             actions += state_cuts(each, tensors, kept)
         for wrapper in wrappers:
@@ -281,9 +295,11 @@ class LiveCuts(Cutter):
 
     def _groups_without(self, left: Mapping[str, NDArray[np.int64]]) -> GroupList:
         """The groups when these units, by their present numbers, have left."""
-        first, _ = ties(named_tensors(self.model))
+        tensors = named_tensors(self.model)
+        first, _ = ties(tensors)
         gone = removed_positions({g.name: g for g in self.groups}, left, first)
-        return GroupList([self._without(group, left.get(group.name), gone, first) for group in self.groups])
+        shapes = {**{name: tuple(t.shape) for name, t in tensors.items()}, **self._history.shapes}
+        return GroupList([self._without(group, left.get(group.name), gone, first, shapes) for group in self.groups])
 
     def _without(
         self,
@@ -291,7 +307,11 @@ class LiveCuts(Cutter):
         units: NDArray[np.int64] | None,
         gone: Mapping[Any, NDArray[np.bool_]],
         first: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> PruningGroup:
+        touched = {name for _, name, _ in gone}
+        if not any(first.get(s.param, s.param) in touched for s in group.slices):
+            return group
         numbers = np.delete(np.arange(group.size), [] if units is None else units)
         slices = []
         for s in group.slices:
@@ -307,11 +327,8 @@ class LiveCuts(Cutter):
             index = renumbered[index[stays]].reshape(len(numbers), -1)
             if index.size:
                 slices.append(ParamSlice(s.param, s.dim, index, s.role, int((~mask).sum()), s.pinned))
-        if slices == list(group.slices):
-            return group
         full = group if group.origin is None else group.origin.group
-        shapes = {n: tuple(t.shape) for n, t in named_tensors(self.model).items() if n in full.params}
-        origin = Origin(full, _numbers(group)[numbers], {**shapes, **self._history.shapes_of(full.params)})
+        origin = Origin(full, _numbers(group)[numbers], {name: shapes[name] for name in full.params})
         return replace(group, slices=tuple(slices), origin=origin)
 
     def _modules(self) -> tuple[list[nn.Module], list[DistributedDataParallel]]:
@@ -382,9 +399,6 @@ class _History:
     lost: list[_Lost] = field(default_factory=list)
     attributes: dict[str, int] = field(default_factory=dict)
     modules: dict[str, _Before] = field(default_factory=dict)
-
-    def shapes_of(self, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-        return {name: self.shapes[name] for name in names if name in self.shapes}
 
     def note(self, model: nn.Module, record: SurgeryRecord, follow: set[str]) -> None:
         """Keep what the record is about to take away."""

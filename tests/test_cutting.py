@@ -632,7 +632,16 @@ def test_what_cannot_be_cut_is_refused_at_once() -> None:
         run.oto.compact(other.optimizer)
     with pytest.raises(ConfigurationError, match="cut_also was given a str; it takes modules and optimizers"):
         other.optimizer.cut_also("model")
-    other.train(END)
+    with pytest.raises(ConfigurationError, match="has another group 'fc1' than the one whose units leave"):
+        other.optimizer.cut_also(Run("mlp", OPTIMIZERS["sgd"], cuts=False).optimizer)
+    busy: Any = SGD(other.model.parameters(), lr=0.1)
+    other.oto.attach(busy, "hspg", pruning_steps=40)
+    other.train(7)
+    with pytest.raises(ConfigurationError, match="cannot leave while 'hspg', attached to another, is at work"):
+        other.train(7, 8)
+    assert [p.shape for p in other.model.parameters()] == [p.shape for p in make("conv").parameters()]
+    del busy
+    other.train(8, END)
     with pytest.raises(ConfigurationError, match="analyse what is left of it"):
         other.oto.partition_pzigs()
     with pytest.raises(ConfigurationError, match="freeze groups before training"):

@@ -33,7 +33,7 @@ import functools
 import logging
 import weakref
 from abc import ABC, abstractmethod
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,10 +200,7 @@ class AttachedOptimizer(Optimizer):
                 "parameters in the same param_groups."
             ) from error
         if pending is not None:
-            loaded = self.state
-            self.state = defaultdict(dict)  # what was loaded is small already
-            pending.perform()
-            self.state = loaded
+            pending.perform()  # the state that was loaded is small already
         if not entries:
             logger.warning(
                 "the state_dict has no state of method %r (it was saved by the base optimizer alone): the method goes "

@@ -72,6 +72,11 @@ class Method(ABC):
         """Whether the step that was just taken settled units."""
         return False
 
+    @property
+    def follows(self) -> bool:
+        """Whether units may leave now that another method over the same tensors settled."""
+        return True
+
     def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
         """Units have left: take over what is left of the groups, and cut what has a tensor's shape.
 
