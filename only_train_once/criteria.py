@@ -274,6 +274,7 @@ CRITERIA: dict[str, Criterion] = {
     "negative_cosine": negative_cosine,
     "inverse_avg_magnitude": inverse_avg_magnitude,
 }
+AT_ZERO = {"negative_cosine": -1.0, "inverse_avg_magnitude": -1 / 1e-6}  # scores of units at zero, where not 0
 _OF_GRADIENTS, _OF_SQUARES = {"products", "slopes"}, {"curvatures"}
 WITHOUT_GRADIENTS = {n for n, c in CRITERIA.items() if not {*c.sums} & (_OF_GRADIENTS | _OF_SQUARES)}
 WITH_SQUARES = {n for n, c in CRITERIA.items() if {*c.sums} & _OF_SQUARES}

@@ -19,7 +19,7 @@ What is left of a dim is what no group removed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -82,6 +82,21 @@ class ParamSlice:
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the units of a group come from that lost some of them.
+
+    Attributes:
+        group: as it was found.
+        numbers: (units,) of the units that are left, their numbers there.
+        shapes: name -> shape of the group's tensors at that time.
+    """
+
+    group: PruningGroup
+    numbers: NDArray[np.int64]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
 class PruningGroup:
     """Units that share one set of slices; any subset of them can be removed.
 
@@ -102,6 +117,7 @@ class PruningGroup:
         prunable: whether units may be removed.
         reason: why not, when not prunable: names module and operator.
         multiple: units leave in multiples of this, because an operator wants rows of such a length.
+        origin: what the group was before units of it left the network for good, if some did.
     """
 
     name: str
@@ -110,6 +126,7 @@ class PruningGroup:
     prunable: bool = True
     reason: str | None = None
     multiple: int = 1
+    origin: Origin | None = None
     size: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """Importance: scores of all units, comparable across groups, from named criteria or a user's function.
 
 Named criteria (``criteria.py``) are combined as ``sum_c weight_c * score_c / ||score_c||_2``, the norm over all units
-of all groups (HESSO, arXiv 2409.09085). A user's function (group, parameters, gradients) -> scores is used as it is.
+of all groups, those that have left the network for good included (HESSO, arXiv 2409.09085). A user's function
+(group, parameters, gradients) -> scores is used as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from only_train_once.criteria import CRITERIA, WITH_SQUARES, WITHOUT_GRADIENTS, batch_norm_scales, sums_of
+from only_train_once.criteria import AT_ZERO, CRITERIA, WITH_SQUARES, WITHOUT_GRADIENTS, batch_norm_scales, sums_of
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import Tensors
@@ -99,11 +100,14 @@ def score_groups(
     needed = dict.fromkeys(wanted for name in resolved for wanted in CRITERIA[name].sums)
     assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
     sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles)
+    away = sum(g.origin.group.size - g.size for g in groups if g.origin is not None)
     total: Tensor | None = None
     for name, weight in resolved.items():
         parts = [CRITERIA[name].of(s, g, parameters, roles) for s, g in zip(sums, groups, strict=True)]
         score = torch.cat([p.to(parts[0].device) for p in parts])
         norm = torch.linalg.vector_norm(score)
+        if away and name in AT_ZERO:
+            norm = torch.hypot(norm, norm.new_tensor(AT_ZERO[name] * math.sqrt(away)))
         score = weight * score / torch.where(norm == 0, 1, norm)  # all zero stays zero
         total = score if total is None else total + score
     assert total is not None

@@ -107,6 +107,17 @@ def no_fast_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """Of its first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def inputs_for(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> Inputs:
+    """Inputs for a model that had ``dtype``, cast along when it has another by now (``model.half()``)."""
+    now = dtype_of(model)
+    return inputs if now is None or now is dtype else cast_inputs(inputs, now)
+
+
 def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
     """``function`` on every leaf of ``inputs``, at any depth of tuples, lists and dictionaries."""
     validate_inputs(inputs)

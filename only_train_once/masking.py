@@ -190,10 +190,16 @@ def unit_sq_norm(group: PruningGroup, tensors: Tensors, roles: Collection[Role] 
 
 
 def unit_numel(group: PruningGroup, tensors: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> NDArray[np.int64]:
-    """Per unit, how many entries it has.  (units,)"""
+    """Per unit, how many entries it has, or had before others left the network for good.  (units,)"""
+    if group.origin is not None:
+        return _entries(group.origin.group, group.origin.shapes, roles)[group.origin.numbers]
+    return _entries(group, {name: tuple(tensors[name].shape) for name in slices_by_tensor(group, roles)}, roles)
+
+
+def _entries(group: PruningGroup, shapes: Mapping[str, Sequence[int]], roles: Collection[Role]) -> NDArray[np.int64]:
     total = np.zeros(group.size, dtype=np.int64)
     for name, slices in slices_by_tensor(group, roles).items():
-        shape = tensors[name].shape
+        shape = shapes[name]
         cut = positions_by_dim(slices, shape)
         outside = np.ones(group.size, dtype=np.int64)  # of the dims cut: index combinations no slice names
         for dim, positions in cut.items():

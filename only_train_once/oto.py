@@ -22,21 +22,23 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .copying import copy_module
-from .errors import ConfigurationError, OTOError, SurgeryError, TraceError, VerificationError
+from .cutting import CutEvent, LiveCuts
+from .errors import ConfigurationError, TraceError, VerificationError
+from .exact import Attempt
 from .flops import count_flops
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import cast_inputs, map_inputs
+from .inputs import dtype_of, inputs_for, map_inputs
 from .masking import regions
+from .optim import AttachedOptimizer, build
 from .optim import attach as attach_method
-from .optim import build
+from .optim.cutting import refuse_uncuttable
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
 from .sharding import gather_into, is_running, is_spread, plainly_named
-from .surgery import construct_subnet, staying_at_zero, whole_multiples, zero_units
+from .surgery import staying_at_zero, whole_multiples, zero_units
 from .trace import trace
-from .verify import Verification, verify_subnet
 from .visualize import draw_groups
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class OTO:
         subnet.save("slim/")
 
     Args:
-        model: any module that runs on ``dummy_input``; never changed, except by what says so.
+        model: any module that runs on ``dummy_input``; never changed, except by training and what says so.
         dummy_input: a tensor, a tuple (positional) or a dict (keyword arguments).
         compress_mode: only ``"prune"``.
         skip_patterns: chains of operators, ``"mul->softmax"``, whose dims are left alone; anything without an arrow
@@ -111,6 +113,7 @@ class OTO:
         self.compressed_model_path: str | None = None
         self.full_group_sparse_model_path: str | None = None
         self._skipped_operators: tuple[str, ...] = ()
+        self._cuts: LiveCuts | None = None  # made with the first optimizer
         self._user_frozen: dict[str, str] = {}  # group -> reason, kept when the groups are found again
         if model is None and dummy_input is not None:
             raise ConfigurationError("dummy_input is given, but no model: OTO(model, dummy_input=x)")
@@ -148,13 +151,18 @@ class OTO:
         # From here on nothing fails: what was there before stays until the new model is understood.
         self.model, self.inputs, self.graph = model, dummy_input, graph
         self.strict_out_nodes = strict_out_nodes
-        self._dtype = _dtype_of(model)
+        self._dtype = dtype_of(model)
         self._plain = plain  # for `gather`, when the model is sharded
         self._skip_patterns, self._skipped_nodes = compiled, skipped_nodes
         self._groups: GroupList | None = None
+        self._cuts = None
 
     def partition_pzigs(self) -> GroupList:
         """Find the groups (again); what the user has frozen by name stays frozen."""
+        if self._cuts is not None and self._cuts.cut:
+            raise ConfigurationError(
+                "units have left the model since it was analysed: analyse what is left of it, OTO(model, dummy_input=x)"
+            )
         found = find_groups(
             self.graph,
             wide=self.wide,
@@ -168,8 +176,13 @@ class OTO:
 
     @property
     def groups(self) -> GroupList:
-        """The groups in network order, frozen ones included."""
+        """The groups in network order, frozen ones included.
+
+        When units have left the model (`compact`), what is left; ``group.origin`` has the numbers that its units had.
+        """
         self.model  # noqa: B018  # or what is missing is told, see `__getattr__`
+        if self._cuts is not None and self._cuts.cut:
+            return self._cuts.groups
         if self._groups is None:
             self.partition_pzigs()
         assert self._groups is not None
@@ -191,6 +204,11 @@ class OTO:
 
     def _freeze(self, names: Mapping[str, str]) -> None:
         """Freeze groups by name, each with a reason."""
+        if self._cuts is not None and self._cuts.cut:
+            raise ConfigurationError(
+                "units have left the model, and what can be removed was settled before: freeze groups before training, "
+                "or analyse what is left, OTO(model, dummy_input=x)"
+            )
         self._user_frozen.update({n: r for n, r in names.items() if self.groups[n].prunable})
         self._groups = GroupList([self._with_user_freezes(group) for group in self.groups])
 
@@ -365,10 +383,8 @@ class OTO:
                 "or more, for example pruning_steps=1000, pruning_periods=10",
                 start_pruning_step,
             )
-        return build(
+        return self._build_optimizer(
             "hesso",
-            self._named_tensors(),
-            self.groups,
             variant=variant,
             lr=lr,
             weight_decay=weight_decay,
@@ -409,10 +425,8 @@ class OTO:
 
         ``options`` are its other arguments (``epsilon``, ``lmbda``, ...) and those of the optimizer class.
         """
-        return build(
+        return self._build_optimizer(
             "dhspg",
-            self._named_tensors(),
-            self.groups,
             variant=variant,
             lr=lr,
             weight_decay=weight_decay,
@@ -436,28 +450,93 @@ class OTO:
 
         ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
         """
-        return build("hspg", self._named_tensors(), self.groups, **options)
+        return self._build_optimizer("hspg", **options)
 
     def hesso_cric(self, **options: Any) -> torch.optim.Optimizer:
         """A torch optimizer for the whole model with HESSO-CRIC attached; see :class:`optim.HessoCric`.
 
         ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
         """
-        return build("hesso_cric", self._named_tensors(), self.groups, **options)
+        return self._build_optimizer("hesso_cric", **options)
 
     def ada_hspg(self, **options: Any) -> torch.optim.Optimizer:
         """A torch optimizer for the whole model with AdaHSPG+ attached; see :class:`optim.AdaHspg`.
 
         ``options`` are its arguments and those of :func:`optim.build`, by name, and those of the optimizer class.
         """
-        return build("ada_hspg", self._named_tensors(), self.groups, **options)
+        return self._build_optimizer("ada_hspg", **options)
 
-    def attach(self, optimizer: torch.optim.Optimizer, method: str = "hesso", **config: Any) -> torch.optim.Optimizer:
+    def attach(
+        self, optimizer: torch.optim.Optimizer, method: str = "hesso", *, physical_cuts: bool = False, **config: Any
+    ) -> torch.optim.Optimizer:
         """Attach a pruning method to an optimizer that exists; returns the same object.
 
-        ``config`` are the method's arguments, and ``process_group`` of :func:`optim.attach`.
+        Args:
+            optimizer: any torch optimizer over the model's parameters.
+            method: a name in `optim.METHODS`.
+            physical_cuts: see `compact`; it then happens at the end of every period.
+            **config: the method's arguments, and ``process_group`` of :func:`optim.attach`.
         """
-        return attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config)
+        cuts = _flag("physical_cuts", physical_cuts)
+        if cuts:
+            refuse_uncuttable(optimizer, self._named_tensors())
+        return self._with_cuts(
+            attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config), cuts
+        )
+
+    def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
+        cuts = _flag("physical_cuts", physical_cuts)
+        return self._with_cuts(build(method, self._named_tensors(), self.groups, **options), cuts)
+
+    def _with_cuts(self, optimizer: torch.optim.Optimizer, physical: bool) -> torch.optim.Optimizer:
+        assert isinstance(optimizer, AttachedOptimizer)
+        if self._cuts is None:
+            self._cuts = LiveCuts(self.model, self.groups, self.inputs, other_outputs_may_shrink=self.strict_out_nodes)
+        elif not self._cuts.cut:
+            self._cuts.groups = self._cuts.full_groups = self.groups  # some may have been frozen since
+        if physical:
+            self._cuts.attach(optimizer, by_itself=True)
+        else:
+            self._cuts.also(optimizer)
+        return optimizer
+
+    def compact(self, optimizer: torch.optim.Optimizer, verify: bool = True) -> CutEvent | None:
+        """Let the units that are settled leave **the model that was given**, so that what follows costs less.
+
+        Parameters, gradients and the optimizer's state get smaller in place; the loop goes on as it is, and ends where
+        it would have. ``optimizer.removed`` goes on using the numbers that the units had. With ``physical_cuts=True``
+        the optimizer does it by itself at the end of every period.
+
+        Args:
+            optimizer: with a method attached by this object.
+            verify: make the cut on a copy first and compare; a group that is not exact keeps its units.
+
+        Returns:
+            what was done; None if no unit could leave.
+
+        Raises:
+            ConfigurationError: the optimizer's state cannot be cut. Nothing was changed then.
+        """
+        if not isinstance(optimizer, AttachedOptimizer):
+            raise ConfigurationError(
+                f"no method is attached to this {type(optimizer).__name__}, so nothing says which units can leave: "
+                "oto.attach(optimizer, ...) first"
+            )
+        if self._cuts is None or optimizer not in self._cuts.optimizers:
+            raise ConfigurationError("this optimizer was attached by another OTO object: give it to that one")
+        if optimizer._cutter is None:
+            self._cuts.attach(optimizer, by_itself=False)
+        return self._cuts.leave(optimizer, verify)
+
+    def resume(
+        self, optimizer: torch.optim.Optimizer, optimizer_state: dict[str, Any], model_state: Mapping[str, Any]
+    ) -> None:
+        """Load both states in the order that works also when units had left: the optimizer's says what has to leave.
+
+        ``optimizer.load_state_dict``, then ``model.load_state_dict``.
+        """
+        optimizer.load_state_dict(optimizer_state)
+        self.model.load_state_dict(model_state)
 
     def random_set_zero_groups(self, target_group_sparsity: float | None = None, seed: int | None = None) -> None:
         """Set random units of every prunable group to zero, **in the model that was given**; for trying things out.
@@ -519,7 +598,7 @@ class OTO:
             return None
         full = copy.copy(self)
         assert model is not None
-        full.model = model
+        full.model, full._cuts = model, None
         full.inputs = map_inputs(_on_cpu, self.inputs if dummy_input is None else dummy_input)
         return full
 
@@ -578,8 +657,10 @@ class OTO:
                 "the parameters are spread over processes: call full = oto.gather() in all of them, then "
                 "full.construct_subnet() in the first, where full is not None"
             )
-        subnet = self._build(verify)
+        full, groups = self._full()
+        subnet = self._build(full, groups, verify)
         self._write_reference_files(
+            full,
             subnet.model,
             full_group_sparse_model_dir or out_dir if save_full_group_sparse_model else None,
             compressed_model_dir or out_dir,
@@ -590,16 +671,22 @@ class OTO:
         """The earlier name of :meth:`construct_subnet`."""
         return self.construct_subnet(out_dir, **options)
 
-    def _build(self, verify: bool) -> Subnet:
-        zero = self._zero_units()
-        leaving = {name: whole_multiples(self.groups[name], units) for name, units in zero.items()}
+    def _full(self) -> tuple[nn.Module, GroupList]:
+        """The model with all its units, those that have left at zero, and the groups that were found in it."""
+        if self._cuts is not None and self._cuts.cut:
+            return self._cuts.full_model(), self._cuts.full_groups
+        return self.model, self.groups
+
+    def _build(self, full: nn.Module, groups: GroupList, verify: bool) -> Subnet:
+        zero = {name: units for name, units in zero_units(full, groups).items() if len(units)}
+        leaving = {name: whole_multiples(groups[name], units) for name, units in zero.items()}
         notes = tuple(
-            staying_at_zero(self.groups[name], len(zero[name]), len(units))
+            staying_at_zero(groups[name], len(zero[name]), len(units))
             for name, units in leaving.items()
             if len(units) < len(zero[name])
         )
         removed: dict[str, list[int]] = {name: units.tolist() for name, units in leaving.items()}
-        attempt = _Attempt(self.model, self.groups, self._inputs_now(), removed, verify, self.strict_out_nodes)
+        attempt = Attempt(full, groups, self._inputs_now(), removed, verify, self.strict_out_nodes)
         wanted = [name for name, units in removed.items() if units]
         kept, excluded = attempt.largest_exact(wanted, [])
         if wanted and not kept:
@@ -609,11 +696,11 @@ class OTO:
         model, record, verification = attempt.built(kept)
         cut = {name: from_runs(runs).tolist() for name, runs in record.removed.items()}  # one unit always stays
         report = build_report(
-            self.model,
+            full,
             model,
-            self.groups,
+            groups,
             cut,
-            flops_before=count_flops(self.model, self._inputs_now()),
+            flops_before=count_flops(full, self._inputs_now()),
             flops_after=count_flops(model, self._inputs_now()),
         )
         for name in excluded:
@@ -623,20 +710,19 @@ class OTO:
 
     def _inputs_now(self) -> Any:
         """The example inputs, cast along when the model was (``model.half()`` after training)."""
-        now = _dtype_of(self.model)
-        return self.inputs if now is None or now is self._dtype else cast_inputs(self.inputs, now)
+        return inputs_for(self.model, self.inputs, self._dtype)
 
     def _zero_units(self) -> dict[str, Any]:
         return {name: units for name, units in zero_units(self.model, self.groups).items() if len(units)}
 
     def _write_reference_files(
-        self, compressed: nn.Module, full_dir: str | Path | None, compressed_dir: str | Path | None
+        self, full: nn.Module, compressed: nn.Module, full_dir: str | Path | None, compressed_dir: str | Path | None
     ) -> None:
         """Whole-module files under the names that earlier scripts read back from the two path attributes."""
         name = type(self.model).__name__
         if full_dir is not None:
             path = Path(full_dir) / f"{name}_full_group_sparse.pt"
-            checkpoint.save_reference_format(self.model, path)
+            checkpoint.save_reference_format(full, path)
             self.full_group_sparse_model_path = str(path)
         if compressed_dir is not None:
             path = Path(compressed_dir) / f"{name}_compressed.pt"
@@ -690,71 +776,6 @@ class OTO:
         return path
 
 
-class _Attempt:
-    """Tries sets of groups: build the subnet with only these cut, and verify it.
-
-    ``reasons`` says of each group that failed alone, or on top of those that passed, how.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: GroupList,
-        inputs: Any,
-        removed: dict[str, list[int]],
-        verify: bool,
-        other_outputs_may_shrink: bool = False,
-    ) -> None:
-        self.model, self.groups, self.inputs, self.removed, self.verify = model, groups, inputs, removed, verify
-        self.other_outputs_may_shrink = other_outputs_may_shrink
-        self.reasons: dict[str, str] = {}
-        self._last: tuple[list[str], tuple[nn.Module, SurgeryRecord, dict[str, Any]]] | None = None
-
-    def built(self, names: list[str]) -> tuple[nn.Module, SurgeryRecord, dict[str, Any]]:
-        """Subnet, record and the report's fields about its verification; raises if it is not exact."""
-        if self._last is not None and self._last[0] == names:
-            return self._last[1]
-        model, record = construct_subnet(self.model, self.groups, {n: self.removed[n] for n in names})
-        facts: dict[str, Any] = {}
-        if self.verify:
-            result: Verification = verify_subnet(
-                self.model, model, self.inputs, ignore_shape_mismatch=self.other_outputs_may_shrink
-            )
-            facts = {"verified_difference": float(result.max_relative_difference), "verification": str(result)}
-        self._last = (names, (model, record, facts))
-        return model, record, facts
-
-    def _failure(self, names: list[str]) -> str | None:
-        try:
-            self.built(names)
-        except SurgeryError as error:
-            return str(error)
-        except OTOError:  # a wrong argument, or a full model that does not run: no group is to blame
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
-            # A wrong cut shows as anything a forward pass can raise (shapes that no longer fit, a model's own check).
-            return f"the subnet does not run: {type(error).__name__}: {error}"
-        return None
-
-    def largest_exact(self, names: list[str], good: list[str]) -> tuple[list[str], list[str]]:
-        """Split ``names`` into (good plus those that can be cut on top of it, those that cannot), by halving.
-
-        One construction when all is well, about two times log2(n) for each group that has to go.
-        """
-        failure = self._failure([*good, *names])
-        if failure is None:
-            return [*good, *names], []
-        if not names:
-            raise VerificationError(f"not even an uncut copy computes what the model computes: {failure}")
-        if len(names) == 1:
-            self.reasons[names[0]] = failure
-            return good, names
-        half = len(names) // 2
-        good, bad = self.largest_exact(names[:half], good)
-        good, worse = self.largest_exact(names[half:], good)
-        return good, [*bad, *worse]
-
-
 def _on_cpu(leaf: Any) -> Any:
     if isinstance(leaf, Tensor) and leaf.device.type == "meta":
         raise ConfigurationError("the model was analysed with inputs on the meta device: give gather(dummy_input=x)")
@@ -769,8 +790,10 @@ def _hollow(model: nn.Module) -> nn.Module:
     return copy_module(model, TraceError, empty)
 
 
-def _dtype_of(model: nn.Module) -> torch.dtype | None:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is {value!r}; it has to be True or False")
+    return value
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -17,7 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ def construct_subnet(
     removed: Mapping[str, Sequence[int]] | None = None,
     *,
     fold_norms: bool = False,
+    rescale_norms: bool = True,
 ) -> tuple[nn.Module, SurgeryRecord]:
     """A smaller copy of ``model`` without the removed units, and what was done to get there.
 
@@ -78,6 +79,7 @@ def construct_subnet(
         fold_norms: rescale weight and eps of RMS norms of the user's own class even where the rescaled weight
             rounds in its dtype (6e-8 in float32), so that the class stays. By default such a norm becomes a
             `FullWidthRMSNorm` unless rescaling is exact.
+        rescale_norms: False never rescales: training goes on, and a weight of another size would train differently.
 
     Raises:
         ConfigurationError: ``removed`` names a group or a unit that does not exist.
@@ -86,22 +88,26 @@ def construct_subnet(
             are too many stay, with a warning.
     """
     with torch.inference_mode(False):  # or the subnet could never be trained
-        record = plan(model, groups, removed, fold_norms=fold_norms)
+        record = plan(model, groups, removed, fold_norms=fold_norms, rescale_norms=rescale_norms)
         return apply_record(record, copy_module(model)), record
 
 
-def apply_record(record: SurgeryRecord, model: nn.Module) -> nn.Module:
+def apply_record(record: SurgeryRecord, model: nn.Module, *, same_tensors: bool = False) -> nn.Module:
     """Perform the surgery on ``model`` itself (meta tensors are cut in shape only) and return it.
 
     Everything is checked before anything is changed.
 
+    Args:
+        same_tensors: the parameters and buffers stay the objects that they are and get smaller, with their gradients:
+            an optimizer, or whoever else refers to them, goes on with them.
+
     Raises:
         SurgeryError: ``model`` is not the one the record was made for; names the first difference.
     """
-    _check_fits(record, model)
-    touched = _cut_tensors(model, record.tensors)
+    check_fits(record, model)
+    touched = _cut_tensors(model, record.tensors, shrink_tensors if same_tensors else replace_tensors)
     for path, change in record.attributes.items():
-        owner = _set_attribute(model, path, change.kept)
+        owner = set_attribute(model, path, change.kept)
         if isinstance(owner, nn.Module):
             touched.append(owner)
     for path, norm in record.norms.items():
@@ -112,7 +118,8 @@ def apply_record(record: SurgeryRecord, model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_fits(record: SurgeryRecord, model: nn.Module) -> None:
+def check_fits(record: SurgeryRecord, model: nn.Module) -> None:
+    """Raise SurgeryError unless ``record`` was made for such a model."""
     tensors = named_tensors(model)
     for name, cut in record.tensors.items():
         for each in (name, *cut.aliases):
@@ -156,6 +163,7 @@ def plan(
     removed: Mapping[str, Sequence[int]] | None = None,
     *,
     fold_norms: bool = False,
+    rescale_norms: bool = True,
 ) -> SurgeryRecord:
     """What removing units does to ``model``, without doing it; arguments as in `construct_subnet`."""
     if not isinstance(model, nn.Module):
@@ -183,16 +191,16 @@ def plan(
         _check_multiple(by_name[name], len(chosen))
     units = {name: chosen for name, chosen in units.items() if len(chosen)}
 
-    gone = _removed_positions(by_name, units, first)
+    gone = removed_positions(by_name, units, first)
     while empty := [key for key, mask in gone.items() if mask.all()]:
         # Groups that overlap on a dim can empty it together though each keeps a unit.
         role, name, dim = empty[0]
-        culprit = next(n for n in units if any(_key(s, first) == empty[0] for s in by_name[n].slices))
+        culprit = next(n for n in units if any(slice_key(s, first) == empty[0] for s in by_name[n].slices))
         staying = _staying(units[culprit][: by_name[culprit].multiple])
         logger.warning("%s: %s, or %s[%d] would be empty", culprit, staying, name, dim)
         units[culprit] = units[culprit][by_name[culprit].multiple :]
         units = {n: chosen for n, chosen in units.items() if len(chosen)}
-        gone = _removed_positions(by_name, units, first)
+        gone = removed_positions(by_name, units, first)
 
     cuts: dict[str, dict[int, Runs]] = {}
     attributes: dict[str, AttributeChange] = {}
@@ -210,8 +218,9 @@ def plan(
         name: TensorCut(tuple(tensors[name].shape), dict(sorted(kept.items())), aliases[name])
         for name, kept in cuts.items()
     }
+    rescaling = _Rescaling(rescale_norms, fold_norms)
     norms = {
-        path: _plan_norm(model, path, dim, kept, record_tensors, fold_norms) for path, (dim, kept) in norm_sites.items()
+        path: _plan_norm(model, path, dim, kept, record_tensors, rescaling) for path, (dim, kept) in norm_sites.items()
     }
     return SurgeryRecord(
         tensors=record_tensors,
@@ -223,22 +232,22 @@ def plan(
     )
 
 
-_Key: TypeAlias = "tuple[Role, str, int]"
+SliceKey: TypeAlias = "tuple[Role, str, int]"
 
 
-def _key(s: ParamSlice, first: Mapping[str, str]) -> _Key:
+def slice_key(s: ParamSlice, first: Mapping[str, str]) -> SliceKey:
     """Slices with the same key cut the same dim of the same thing, whatever their roles as tensors are."""
     return (Role.ZERO, first[s.param], s.dim) if s.role.is_tensor else (s.role, s.param, s.dim)
 
 
-def _removed_positions(
+def removed_positions(
     groups: Mapping[str, PruningGroup], units: Mapping[str, NDArray[np.int64]], first: Mapping[str, str]
-) -> dict[_Key, NDArray[np.bool_]]:
+) -> dict[SliceKey, NDArray[np.bool_]]:
     """(length,) mask of what some group removes, for every dim that loses anything."""
-    gone: dict[_Key, NDArray[np.bool_]] = {}
+    gone: dict[SliceKey, NDArray[np.bool_]] = {}
     for name, chosen in units.items():
         for s in groups[name].slices:
-            gone.setdefault(_key(s, first), np.zeros(s.length, dtype=bool))[s.index[chosen].ravel()] = True
+            gone.setdefault(slice_key(s, first), np.zeros(s.length, dtype=bool))[s.index[chosen].ravel()] = True
     return gone
 
 
@@ -393,25 +402,53 @@ def replace_tensors(model: nn.Module, new: Mapping[tuple[str, ...], Tensor]) -> 
                 vars(part)[key] = swapped[id(value)][1]
 
 
-def _cut_tensors(model: nn.Module, cuts: Mapping[str, TensorCut]) -> list[nn.Module]:
-    """Replace the tensors by what stays of them; returns the modules that own them."""
+@torch.no_grad()
+def shrink_tensors(model: nn.Module, new: Mapping[tuple[str, ...], Tensor]) -> None:
+    """Give the tensors themselves what stays of them.
+
+    ``set_`` also drops the node that accumulates a parameter's gradient, which remembers its shape; assigning to
+    ``.data`` would leave it, and the next backward pass would fail wherever an earlier graph is still alive.
+    """
+    for names, tensor in new.items():
+        module, leaf = owner_of(model, names[0])
+        getattr(module, leaf).set_(tensor)
+
+
+def _cut_tensors(
+    model: nn.Module,
+    cuts: Mapping[str, TensorCut],
+    put: Callable[[nn.Module, Mapping[tuple[str, ...], Tensor]], None] = replace_tensors,
+) -> list[nn.Module]:
+    """Put what stays of the tensors in their places; returns the modules that own them."""
     touched: list[nn.Module] = []
     new: dict[tuple[str, ...], Tensor] = {}
+    gradients: list[tuple[Tensor, Tensor]] = []
     for name, cut in cuts.items():
         module, leaf = owner_of(model, name)
         names = (name, *cut.aliases)
-        new[names] = _cut(getattr(module, leaf), cut)
+        held = getattr(module, leaf)
+        new[names] = _cut(held, cut)
+        if held.grad is not None and put is shrink_tensors:
+            gradients.append((held, _cut(held.grad, cut)))
+            held.grad = None
         for each in names:
             # A parametrized weight belongs to the module above `parametrizations`.
             above, found, _ = f".{each}".partition(".parametrizations.")
             touched.append(model.get_submodule(above[1:] if found else each.rpartition(".")[0]))
-    replace_tensors(model, new)
+    put(model, new)
+    for held, gradient in gradients:
+        held.grad = gradient
     for module in dict.fromkeys(touched):
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm):  # the weight is a plain attribute that the hook computes
-                with torch.no_grad():
-                    setattr(module, hook.name, hook.compute_weight(module))
+        compute_weight(module)
     return touched
+
+
+def compute_weight(module: nn.Module) -> None:
+    """Compute a weight that is a plain attribute, as `nn.utils.weight_norm` has it, anew."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            with torch.no_grad():
+                setattr(module, hook.name, hook.compute_weight(module))
 
 
 def _cut(tensor: Tensor, cut: TensorCut) -> Tensor:
@@ -419,7 +456,7 @@ def _cut(tensor: Tensor, cut: TensorCut) -> Tensor:
     for dim, runs in cut.kept.items():
         if count(runs) < out.shape[dim]:
             out = out.index_select(dim, torch.from_numpy(from_runs(runs)).to(out.device))
-    return out.clone(memory_format=layout_of(tensor))
+    return out if out.is_sparse else out.clone(memory_format=layout_of(tensor))
 
 
 def layout_of(tensor: Tensor) -> torch.memory_format:
@@ -464,7 +501,7 @@ def _get_attribute(model: nn.Module, path: str) -> int:
     return value
 
 
-def _set_attribute(model: nn.Module, path: str, value: int) -> Any:
+def set_attribute(model: nn.Module, path: str, value: int) -> Any:
     """Write an int; returns its owner."""
     owner, name, place = _locate(model, path)
     new: Any = value
@@ -686,7 +723,7 @@ def _plan_norm(
     dim: int,
     kept: NDArray[np.bool_],
     cuts: Mapping[str, TensorCut],
-    fold: bool,
+    rescaling: _Rescaling,
 ) -> NormChange:
     """The first change that makes the cut norm compute, in float64, what the full one does."""
     module = model.get_submodule(path)
@@ -697,7 +734,7 @@ def _plan_norm(
         for name in (first, *cut.aliases)
         if name.startswith(prefix)
     }
-    candidates = [*_norm_candidates(module, path, dim, kept, fold), *_response_candidates(module, dim, kept)]
+    candidates = [*_norm_candidates(module, path, dim, kept, rescaling), *_response_candidates(module, dim, kept)]
     candidates.sort(key=lambda change: (change.kind == "response") is not _of_response(module))
     if any(t.device.type == "meta" for t in (*module.parameters(), *module.buffers())):
         logger.warning("norm %s: its tensors are on the meta device, the cut is not checked", path)
@@ -712,7 +749,16 @@ def _plan_norm(
     )
 
 
-def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], fold: bool) -> list[NormChange]:
+class _Rescaling(NamedTuple):
+    """Whether weight and eps of an RMS norm may be rescaled: at all, and where that rounds."""
+
+    exact: bool
+    rounded: bool
+
+
+def _norm_candidates(
+    module: Any, path: str, dim: int, kept: NDArray[np.bool_], rescaling: _Rescaling
+) -> list[NormChange]:
     """Ways to try, the likeliest first."""
     width, full = int(kept.sum()), len(kept)
     remembered = getattr(module, "full_width", None)  # cut before
@@ -747,7 +793,7 @@ def _norm_candidates(module: Any, path: str, dim: int, kept: NDArray[np.bool_], 
         folded = [
             NormChange("rescale", width, full, dim, (width,), None, offset, eps_name, eps * full / width)
             for offset in (0, 1)
-            if fold or _exact_in_dtype(weight, offset, full / width)
+            if rescaling.rounded or (rescaling.exact and _exact_in_dtype(weight, offset, full / width))
         ]
     if isinstance(module, nn.LayerNorm):
         return [*layer, *rms]
@@ -765,7 +811,8 @@ def _response_candidates(module: nn.Module, dim: int, kept: NDArray[np.bool_]) -
     own = [p for p in module.parameters(recurse=False) if p.numel() == len(kept)]
     if len(own) != 2 or isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
         return []
-    width, full, eps_name = int(kept.sum()), len(kept), _eps_name(module)
+    width, eps_name = int(kept.sum()), _eps_name(module)
+    full = getattr(module, "full_width", len(kept))  # cut before
     eps = (None,) if eps_name is not None else (1e-6, 1e-5, 1e-8, 1e-12, 1e-7)
     return [NormChange("response", width, full, dim, (width,), eps_name=eps_name, eps=e) for e in eps]
 

@@ -19,7 +19,7 @@ ORDER = [
     *("size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "budgets", "optim"),
-    *("norms", "record", "surgery", "verify", "checkpoint"),
+    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
@@ -67,7 +67,7 @@ def test_imports_point_upward() -> None:
 
 
 def test_the_import_check_sees_relative_imports() -> None:
-    assert {"report", "verify", "groups"} <= _imported(PACKAGE / "oto.py")
+    assert {"report", "exact", "groups"} <= _imported(PACKAGE / "oto.py")
     assert "errors" in _imported(PACKAGE / "oto.py")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from only_train_once import OTO, checkpoint, cli, oto
+from only_train_once import OTO, checkpoint, cli, exact, oto
 from only_train_once.errors import CheckpointError, ConfigurationError, SurgeryError, VerificationError
 from only_train_once.flops import count_flops
 from only_train_once.groups import GroupList, Kind, ParamSlice, PruningGroup, Role
@@ -393,7 +393,7 @@ def test_a_comparison_that_never_holds_blames_no_group(facade: OTO, monkeypatch:
     def never(*_: Any, **__: Any) -> None:
         raise VerificationError("differs")
 
-    monkeypatch.setattr(oto, "verify_subnet", never)
+    monkeypatch.setattr(exact, "verify_subnet", never)
     with pytest.raises(VerificationError, match="not even an uncut copy computes what the model computes: differs"):
         facade.construct_subnet()
 
@@ -401,7 +401,7 @@ def test_a_comparison_that_never_holds_blames_no_group(facade: OTO, monkeypatch:
 def test_bisection_finds_every_offender_also_when_only_together_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """``b`` fails alone; ``d`` and ``e`` only together; the largest exact set found keeps all but ``b`` and one."""
     names = list("abcdefgh")
-    attempt = oto._Attempt(Net(), _groups(), torch.randn(2, 4), {n: [0] for n in names}, verify=True)
+    attempt = exact.Attempt(Net(), _groups(), torch.randn(2, 4), {n: [0] for n in names}, verify=True)
     tried: list[list[str]] = []
 
     def built(chosen: list[str]) -> Any:

@@ -20,6 +20,11 @@ It lives in ``optimizer._method`` and appears in files only: as one extra entry 
 made of numbers, strings, lists and a few small tensors. What has a parameter's shape, gradient sums of an averaging
 window for one, travels as an extra entry of that parameter's state. ``param_groups`` and ``state`` that users see hold
 neither.
+
+[Note: units that leave while training goes on]
+The optimizer knows when units are settled and whose state has to shrink with them; what a cut does to the modules is
+known further down (``only_train_once/cutting.py``). So a `Cutter` hangs at the optimizer: it is called after a step
+that settled units, and before a state is loaded that was saved without them.
 """
 
 from __future__ import annotations
@@ -27,22 +32,27 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import PruningGroup
 from only_train_once.masking import unit_is_zero, unit_sq_norm
 from only_train_once.optim.candidates import find_candidates, fingerprint
 from only_train_once.optim.method import METHODS, Method, accepted_arguments
-from only_train_once.optim.state import STATE_VERSION, check_entry, check_state_dict
+from only_train_once.optim.state import STATE_VERSION, check_entry, check_state_dict, saved_per_unit
 from only_train_once.sharding import whole
 
 logger = logging.getLogger(__name__)
@@ -68,6 +78,34 @@ class Metrics:
     step: int  # optimizer steps taken
 
 
+class Cutter(ABC):
+    """Lets units leave a network; see [Note: units that leave while training goes on]."""
+
+    @abstractmethod
+    def leave(self, optimizer: AttachedOptimizer) -> object:
+        """Cut what is settled, after a step that settled units."""
+
+    @abstractmethod
+    def prepare(self, optimizer: AttachedOptimizer, absent: NDArray[np.bool_]) -> PendingCut:
+        """Get ready to cut these units, whatever their values are; changes nothing.
+
+        Raises:
+            CheckpointError: they cannot leave this network.
+        """
+
+    @abstractmethod
+    def also(self, *others: object) -> None:
+        """Cut these along, too."""
+
+
+@dataclass(frozen=True)
+class PendingCut:
+    """Shapes of the tensors that a cut changes, and what performs it."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    perform: Callable[[], object]
+
+
 class AttachedOptimizer(Optimizer):
     """What `attach` adds to an optimizer; see [Note: how a method is attached]."""
 
@@ -75,6 +113,9 @@ class AttachedOptimizer(Optimizer):
     _depth: int
     _skipping: bool
     _base: ClassVar[type[Optimizer]]
+    _cutter: Cutter | None = None
+    _cuts_by_itself: bool = False  # at the end of every period; otherwise when it is told to
+    _cut_hooks: OrderedDict[int, Callable[[Any], object]]
 
     # -- survival -------------------------------------------------------------------------------------------------
 
@@ -85,7 +126,8 @@ class AttachedOptimizer(Optimizer):
         return self.__reduce__()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_method": self._method}
+        ours = {"_method": self._method, "_cutter": self._cutter, "_cuts_by_itself": self._cuts_by_itself}
+        return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -104,6 +146,7 @@ class AttachedOptimizer(Optimizer):
             "group_names": [g.name for g in method.groups],
             "group_sizes": [g.size for g in method.groups],
             "group_fingerprints": [fingerprint(g) for g in method.groups],
+            "absent": torch.from_numpy(~method.present).int(),
             **method.state(),
         }
         first, *rest = out["param_groups"]
@@ -123,6 +166,9 @@ class AttachedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state of this optimizer with this method, or of the base optimizer alone.
 
+        If units had left the network when the state was saved, they leave this one first: load the model's state after
+        the optimizer's.
+
         Raises:
             CheckpointError: the state is damaged or foreign, or belongs to other parameters, to another partition
                 into groups or to another schedule. Nothing was changed then.
@@ -141,9 +187,12 @@ class AttachedOptimizer(Optimizer):
         companions = {
             what: {name: values[key] for name, key in named.items() if key in values} for what, values in extra.items()
         }
+        pending: PendingCut | None = None
         if entries:
             check_entry(ENTRY, entries[0], method)
-            method.check_state(entries[0], companions)
+            pending = self._pending_cut(entries[0])
+            with _expecting(method, pending):
+                method.check_state(entries[0], companions)
         try:
             super().load_state_dict(clean)  # changes nothing before its checks are over
         except ValueError as error:
@@ -151,6 +200,8 @@ class AttachedOptimizer(Optimizer):
                 f"the state_dict belongs to another {self._base.__name__}: {error}. Build the optimizer over the same "
                 "parameters in the same param_groups."
             ) from error
+        if pending is not None:
+            pending.perform()  # the state that was loaded is small already
         if not entries:
             logger.warning(
                 "the state_dict has no state of method %r (it was saved by the base optimizer alone): the method goes "
@@ -162,7 +213,43 @@ class AttachedOptimizer(Optimizer):
         method.step = int(entries[0]["step"])
         method.load_state(entries[0], companions)
 
+    def _pending_cut(self, entry: Mapping[str, Any]) -> PendingCut | None:
+        """What has to leave before a saved state fits."""
+        present = self._method.present
+        absent = saved_per_unit({"absent": np.zeros(len(present), np.int64), **entry}, "absent", len(present)) > 0
+        if (absent == ~present).all():
+            return None
+        if (~present & ~absent).any():
+            raise CheckpointError(
+                f"{int((~present).sum())} units have left this network, {int(absent.sum())} had when the state was "
+                "saved; units cannot come back: build model and optimizer anew and load the state into those"
+            )
+        if self._cutter is None:
+            raise CheckpointError(
+                f"{int(absent.sum())} units had left the network when the state was saved; make the optimizer with "
+                "physical_cuts=True, as in the saved run, and they leave this one, too"
+            )
+        return self._cutter.prepare(self, absent)
+
     # -- members ---------------------------------------------------------------------------------------------------
+
+    def register_cut_hook(self, hook: Callable[[Any], object]) -> RemovableHandle:
+        """Call ``hook(event)`` whenever units have left the network; see `cutting.CutEvent`.
+
+        Everything is cut by then. The handle's ``remove()`` takes the hook away.
+        """
+        handle = RemovableHandle(self._cut_hooks)
+        self._cut_hooks[handle.id] = hook
+        return handle
+
+    def cut_also(self, *others: object) -> None:
+        """Whenever units leave, cut these, too: copies of the model, wrappers around it, other optimizers.
+
+        See `cutting.LiveCuts.also`.
+        """
+        if self._cutter is None:
+            raise ConfigurationError("no units leave under this optimizer; make it with physical_cuts=True")
+        self._cutter.also(*others)
 
     @property
     def redundant(self) -> dict[str, list[int]]:
@@ -197,11 +284,14 @@ class AttachedOptimizer(Optimizer):
         """
         method = self._method
         zero = important = redundant = chosen = 0.0
-        for group in method.groups:
-            squares = unit_sq_norm(group, method.tensors).double().cpu().numpy()
+        listed = method.redundant
+        present = np.split(method.present, np.cumsum([g.size for g in method.groups])[:-1])
+        for group, now, there in zip(method.groups, method.current, present, strict=True):
+            squares = np.zeros(group.size)
+            squares[there] = unit_sq_norm(now, method.tensors).double().cpu().numpy()
             mask = np.zeros(group.size, dtype=np.bool_)
-            mask[method.redundant[group.name]] = True
-            zero += int(unit_is_zero(group, method.tensors).sum())
+            mask[listed[group.name]] = True
+            zero += group.size - now.size + int(unit_is_zero(now, method.tensors).sum())
             chosen += int(mask.sum())
             redundant += float(squares[mask].sum())
             important += float(squares[~mask].sum())
@@ -255,6 +345,7 @@ def _new(base: type[Optimizer]) -> AttachedOptimizer:
 
 def _hang_in(optimizer: AttachedOptimizer) -> None:
     optimizer._depth, optimizer._skipping = 0, False
+    vars(optimizer).setdefault("_cut_hooks", OrderedDict())  # also called when a state is loaded
     before, after = _hooks()
     if before not in optimizer._optimizer_step_pre_hooks.values():
         optimizer.register_step_pre_hook(before)
@@ -306,6 +397,8 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     with torch.no_grad():
         optimizer._method.after(optimizer)
     optimizer._method.step += 1
+    if optimizer._cuts_by_itself and optimizer._cutter is not None and optimizer._method.just_settled:
+        optimizer._cutter.leave(optimizer)
 
 
 def _overflowed(optimizer: Optimizer) -> bool:
@@ -391,6 +484,21 @@ def _note_steps_of_instance(optimizer: AttachedOptimizer) -> None:
         return replaced(*args, **kwargs)
 
     optimizer.step = step  # type: ignore[method-assign]
+
+
+@contextmanager
+def _expecting(method: Method, pending: PendingCut | None) -> Iterator[None]:
+    """Inside, the method sees tensors of the shapes that they will have."""
+    shapes = {} if pending is None else pending.shapes
+    seen = (method.tensors, method.named_tensors)
+    held = [{name: tensors[name] for name in shapes if name in tensors} for tensors in seen]
+    try:
+        for tensors, own in zip(seen, held, strict=True):
+            tensors.update({name: torch.empty(shapes[name], device="meta") for name in own})
+        yield
+    finally:
+        for tensors, own in zip(seen, held, strict=True):
+            tensors.update(own)
 
 
 def _without_companions(state: Mapping[Any, Any]) -> tuple[dict[str, dict[Any, Any]], dict[Any, Any]]:

@@ -129,6 +129,10 @@ class HessoCric(Removal):
         return self.when["start"] + self.when["steps"]
 
     @property
+    def follows(self) -> bool:
+        return self.finished  # until then scores are summed by unit, and the run is to be put back
+
+    @property
     def _in_cycles(self) -> bool:
         return self.total > 0 and self.schedule.start_pruning_step <= self.step < self.when["start"]
 

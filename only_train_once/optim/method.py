@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.optim import Optimizer
 
+from only_train_once.groups import PruningGroup
 from only_train_once.optim.candidates import Candidates
+from only_train_once.optim.cutting import Kept
 
 Companions = Mapping[str, Mapping[str, Any]]  # what it is -> parameter name -> tensor, or a dictionary of tensors
 
@@ -18,12 +22,23 @@ class Method(ABC):
     """A pruning method: what happens before and after the base optimizer's step.
 
     It holds parameters by reference, so ``copy.deepcopy((model, optimizer))`` copies it consistently.
+
+    [Note: numbers of units]
+    Units can leave the network for good while it trains. Whatever counts units (schedules, choices, ``removed``, saved
+    states) goes on with ``groups`` and their numbers; what indexes tensors goes by ``current``, the groups of the units
+    that are ``present``. So everything that is said about a unit says it under the number that it always had.
+
+    Attributes:
+        groups: the candidates, as they were found.
+        present: one flag per unit of them, False once it has left.  (units,)
+        current: the same groups without the units that have left; their slices fit the tensors.
     """
 
     name: ClassVar[str]
 
     def __init__(self, candidates: Candidates) -> None:
-        self.groups = candidates.groups
+        self.groups = self.current = candidates.groups
+        self.present = np.ones(sum(g.size for g in self.groups), dtype=np.bool_)
         self.dropped = candidates.dropped
         self.tensors = candidates.tensors
         self.trained = candidates.trained
@@ -45,6 +60,32 @@ class Method(ABC):
     @abstractmethod
     def removed(self) -> dict[str, list[int]]:
         """Group name -> units that are at zero for good, ascending."""
+
+    @property
+    def settled(self) -> NDArray[np.bool_]:
+        """One flag per unit: nothing would change if it left the network now.  (units,)"""
+        units = [np.isin(np.arange(g.size), self.removed[g.name]) for g in self.groups]
+        return np.concatenate(units)
+
+    @property
+    def just_settled(self) -> bool:
+        """Whether the step that was just taken settled units."""
+        return False
+
+    @property
+    def follows(self) -> bool:
+        """Whether units may leave now that another method over the same tensors settled."""
+        return True
+
+    def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
+        """Units have left: take over what is left of the groups, and cut what has a tensor's shape.
+
+        Args:
+            groups: those of ``current`` without the units.
+            present: flags by the numbers of ``groups``.
+            kept: tensor -> dim -> positions that stayed.
+        """
+        self.current, self.present = tuple(groups), present
 
     @property
     @abstractmethod

@@ -14,7 +14,7 @@ by themselves and use one period at the very end, for the units that they missed
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +28,7 @@ from only_train_once.groups import ParamSlice, PruningGroup, Role
 from only_train_once.masking import Region, regions
 from only_train_once.optim.arguments import Schedule, flag, one_of
 from only_train_once.optim.candidates import Candidates
+from only_train_once.optim.cutting import Kept
 from only_train_once.optim.method import Companions, Method
 from only_train_once.optim.scoring import Scoring, split, units_by_group
 from only_train_once.optim.selection import nearest_total, select, units_for
@@ -120,6 +121,20 @@ class Removal(Method):
     def removed(self) -> dict[str, list[int]]:
         return self._listed(self._committed(self.step))
 
+    @property
+    def settled(self) -> NDArray[np.bool_]:
+        return self._committed(self.step)
+
+    @property
+    def just_settled(self) -> bool:
+        periods = range(self.when["periods"])
+        return self.total > 0 and any(period_start(p + 1, **self.when) == self.step for p in periods)
+
+    def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
+        super().leave(groups, present, kept)
+        self.scoring.leave(groups, present, kept)
+        self._ramp, self._pinned = None, None
+
     def _listed(self, flags: NDArray[np.bool_]) -> dict[str, list[int]]:
         return {name: units.tolist() for name, units in units_by_group(flags, self.groups).items()}
 
@@ -169,7 +184,8 @@ class Removal(Method):
 
     def scores(self, optimizer: Optimizer) -> list[NDArray[np.float64]]:
         """Scores of the units, per group."""
-        return self.scoring.scores(optimizer, self.step, self.chosen > 0)
+        gone = self._regions(self._committed(self.step))
+        return self.scoring.scores(optimizer, self.step, self.chosen > 0, gone)
 
     def lowest(self, scores: list[NDArray[np.float64]], gone: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
         """The next ``count`` units on the way to the total, as positions among the units of all groups."""
@@ -198,8 +214,8 @@ class Removal(Method):
 
     def _regions(self, flags: NDArray[np.bool_], only: Any = lambda group, s: True) -> tuple[Region, ...]:
         return regions(
-            self.groups,
-            units_by_group(flags, self.groups),
+            self.current,
+            units_by_group(flags[self.present], self.current),
             self.tensors,
             _OWNED,
             lambda group, s: s.param in self.trained and only(group, s),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from only_train_once.importance import (
     resolve,
     score_groups,
 )
-from only_train_once.masking import precise
+from only_train_once.masking import Region, precise
 from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
+from only_train_once.optim.cutting import Kept, cut
 from only_train_once.optim.state import check_shapes, saved_count
 from only_train_once.sharding import Shares, like, local, part_of, shares_of
 
@@ -49,7 +50,9 @@ class Scoring:
     def __init__(
         self, candidates: Candidates, criteria: Criteria, roles: Collection[Role], window: int | None, length: int
     ) -> None:
-        self.groups, self.tensors = candidates.groups, candidates.tensors
+        self.groups = self.current = candidates.groups  # see [Note: numbers of units]
+        self.present = np.ones(sum(g.size for g in self.groups), dtype=np.bool_)
+        self.tensors = candidates.tensors
         self.roles = tensor_roles(roles)
         self.criteria = resolve(criteria)
         if window is not None:
@@ -67,8 +70,14 @@ class Scoring:
         if first <= step and self.average.count <= step - first:
             self.average.add(optimizer, self.tensors)
 
-    def scores(self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    def scores(
+        self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_], gone: Iterable[Region] = ()
+    ) -> list[NDArray[np.float64]]:
         """Per group the scores of its units; ends the window.
+
+        Entries that are ``gone`` with removed units count as without gradient, also in the steps of the window in which
+        they were not yet: units that share them (a row, with the column of a unit before it; a head, with a position
+        in all heads) are scored by what is left of them.
 
         Raises:
             NumericalError: an averaged gradient, or the score of a unit that is not ``ignored``, is not finite. No
@@ -76,6 +85,10 @@ class Scoring:
         """
         shares = shares_of(self.tensors)
         window = self.average.with_this_step(optimizer, self.tensors)
+        for region in gone:
+            for sums in (window.sums, window.squares):
+                if region.name in sums:
+                    region.zero_(sums[region.name])
         gradients = window.mean(self.tensors)
         strange = {n: (~torch.isfinite(local(g))).any().to(torch.int32) for n, g in gradients.items()}
         scores = self.score(window, gradients)
@@ -89,7 +102,9 @@ class Scoring:
                 f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; no unit can be scored. No weight was changed: "
                 f"skip this batch, lower the learning rate, or use a GradScaler"
             )
-        per_group = split(values, self.groups)
+        everyone = np.zeros(len(self.present))  # who has left is at zero, and scores 0
+        everyone[self.present] = values
+        per_group = split(everyone, self.groups)
         for group, score, skip in zip(self.groups, per_group, split(ignored, self.groups), strict=True):
             odd = np.flatnonzero(~np.isfinite(score) & ~skip)
             if len(odd):
@@ -104,7 +119,13 @@ class Scoring:
     def score(self, window: GradientAverage, gradients: Mapping[str, Tensor]) -> list[Tensor]:
         """Scores of all groups from the steps of ``window``, on the device."""
         squares = window.mean_square(self.tensors)
-        return score_groups(self.groups, self.tensors, gradients, self.criteria, self.roles, squares)
+        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares)
+
+    def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
+        """Units have left, see `Method.leave`; a window that has begun goes on."""
+        self.current, self.present = tuple(groups), present
+        for sums in (self.average.sums, self.average.squares):
+            sums.update({name: cut(sums[name], kept[name]) for name in sums.keys() & kept.keys()})
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,10 @@ class Staged(Removal):
             flags = flags | self.space.fetch()
         return self._listed(flags)
 
+    @property
+    def follows(self) -> bool:
+        return self.finished  # until then half-spaces are counted by unit
+
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def before(self, optimizer: Optimizer) -> None:

@@ -1,0 +1,120 @@
+"""What an iteration costs once units have left, next to the share of the FLOPs that is left.
+
+    python -m benchmarks.cut_cost            writes benchmarks/results/cut_cost.md
+
+Two copies of a network are pruned alike, one with ``physical_cuts=True``. Then whole iterations (forward, backward,
+step) of both take turns in one process, and the median of the ratio of their processor times is taken, which other
+programs on the machine disturb less than the clock's. The aim: at most 1.1 times the share of FLOPs left.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
+from only_train_once import OTO
+from only_train_once.flops import count_flops
+
+ITERATIONS, DIVISIBLE = 20, 16
+AIM = 1.1
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def resnet18() -> tuple[nn.Module, Any, Loss]:
+    import torchvision
+
+    return torchvision.models.resnet18(weights=None), torch.randn(16, 3, 96, 96), lambda m, x: m(x).square().mean()
+
+
+def gpt() -> tuple[nn.Module, Any, Loss]:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=4096, n_embd=512, n_layer=6, n_head=8, n_positions=256, bos_token_id=1, eos_token_id=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    ids = torch.randint(0, 4096, (4, 256))
+    return transformers.GPT2LMHeadModel(config), {"input_ids": ids}, lambda m, x: m(**x, labels=ids).loss
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any, Loss]]] = {"ResNet-18": resnet18, "GPT-2, 6 layers of 512": gpt}
+SPARSITIES = (0.3, 0.6)
+
+
+def prepared(model: nn.Module, inputs: Any, loss: Loss, sparsity: float, cuts: bool) -> Callable[[], None]:
+    """Prune a model in two steps and return what does an iteration."""
+    oto = OTO(model, inputs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    oto.attach(
+        optimizer,
+        target_group_sparsity=sparsity,
+        start_pruning_step=0,
+        pruning_steps=2,
+        group_divisible=DIVISIBLE,
+        importance_score_criteria="magnitude",
+        physical_cuts=cuts,
+    )
+
+    def iterate() -> None:
+        optimizer.zero_grad()
+        loss(model, inputs).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        iterate()
+    return iterate
+
+
+def seconds(iterate: Callable[[], None]) -> float:
+    """Of the processor, on one thread."""
+    start = time.process_time()
+    iterate()
+    return time.process_time() - start
+
+
+def row(name: str, sparsity: float, iterations: int) -> str:
+    whole, inputs, loss = NETWORKS[name]()
+    less = copy.deepcopy(whole)
+    one, other = (prepared(m, inputs, loss, sparsity, cuts) for m, cuts in ((whole, False), (less, True)))
+    flops = count_flops(less, inputs).total / count_flops(whole, inputs).total
+    ratios = []
+    for _ in range(iterations):
+        before, after = seconds(one), seconds(other)
+        ratios.append(after / before)
+    time_left = statistics.median(ratios)
+    return f"| {name} | {sparsity} | {flops:.2f} | {time_left:.2f} | {time_left / flops:.2f} |"
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else ITERATIONS
+    rows = [row(name, sparsity, iterations) for name in NETWORKS for sparsity in SPARSITIES]
+    text = [
+        "# Cost of an iteration after units have left",
+        "",
+        f"`python -m benchmarks.cut_cost {iterations}` with torch {torch.__version__}, 1 thread, CPU: an iteration "
+        "with AdamW after pruning, with `physical_cuts=True` over without, processor time, median of interleaved "
+        f"iterations. FLOPs are those of the forward pass. Widths stay multiples of {DIVISIBLE}. The aim is a last "
+        f"column of at most {AIM}.",
+        "",
+        "| network | sparsity | FLOPs left | time left | time over FLOPs |",
+        "|---|---:|---:|---:|---:|",
+        *rows,
+        "",
+    ]
+    Path("benchmarks/results/cut_cost.md").write_text("\n".join(text))
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
