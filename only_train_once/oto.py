@@ -157,7 +157,7 @@ class OTO:
             skip_operators=self._skipped_operators,
             skip_nodes=self._skipped_nodes,
         )
-        self._groups = GroupList([self._with_user_freezes(group) for group in found])
+        self._groups = GroupList([self._with_user_freezes(group) for group in found], found.workload)
         self.set_trainable()
         return self.groups
 
@@ -187,7 +187,7 @@ class OTO:
     def _freeze(self, names: Mapping[str, str]) -> None:
         """Freeze groups by name, each with a reason."""
         self._user_frozen.update({n: r for n, r in names.items() if self.groups[n].prunable})
-        self._groups = GroupList([self._with_user_freezes(group) for group in self.groups])
+        self._groups = GroupList([self._with_user_freezes(group) for group in self.groups], self.groups.workload)
 
     def set_trainable(self) -> None:
         """Freeze the groups that training cannot bring to zero: none of their zero slices takes a gradient."""
