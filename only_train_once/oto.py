@@ -28,6 +28,7 @@ from .inputs import cast_inputs
 from .masking import regions
 from .optim import attach as attach_method
 from .optim import build
+from .optim.arguments import SPARSITY
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
@@ -338,7 +339,7 @@ class OTO:
         first_momentum: float | None = None,
         second_momentum: float | None = None,
         variant: str | type[torch.optim.Optimizer] = "sgd",
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
         pruning_periods: int = 1,
@@ -387,7 +388,7 @@ class OTO:
         first_momentum: float | None = None,
         second_momentum: float | None = None,
         variant: str | type[torch.optim.Optimizer] = "sgd",
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         tolerance_group_sparsity: float = 0.0,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,

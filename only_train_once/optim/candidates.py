@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError, NothingPrunableError
-from only_train_once.groups import PruningGroup, Role
+from only_train_once.groups import GroupList, PruningGroup, Role
 from only_train_once.masking import check
+from only_train_once.workload import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Candidates:
         tensors: every tensor of ``groups`` by name.
         trained: names of those the optimizer trains.
         named_tensors: all parameters and buffers that were given, by name.
+        workload: what a forward pass takes as a function of the units, where the groups know.
     """
 
     groups: tuple[PruningGroup, ...]
@@ -33,6 +35,7 @@ class Candidates:
     tensors: dict[str, Tensor]
     trained: frozenset[str]
     named_tensors: dict[str, Tensor]
+    workload: Workload | None = None
 
 
 def find_candidates(
@@ -45,6 +48,7 @@ def find_candidates(
             optimizer's param_groups.
         NothingPrunableError: no group is left; the message lists the reasons.
     """
+    workload = groups.workload if isinstance(groups, GroupList) else None
     groups = tuple(groups)
     prunable = [g for g in groups if g.prunable]
     check(prunable, named_tensors)
@@ -79,4 +83,4 @@ def find_candidates(
         raise NothingPrunableError(f"no group can be pruned:{listed}")
     used = {name: named_tensors[name] for group in kept for name in group.params}
     trained = frozenset(n for n, t in used.items() if id(t) in owned)
-    return Candidates(tuple(kept), dropped, used, trained, dict(named_tensors))
+    return Candidates(tuple(kept), dropped, used, trained, dict(named_tensors), workload)

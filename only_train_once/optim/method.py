@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
+from only_train_once.optim.arguments import Budget
 from only_train_once.optim.candidates import Candidates
 
 Companions = Mapping[str, Mapping[str, Any]]  # what it is -> parameter name -> tensor, or a dictionary of tensors
@@ -89,4 +91,7 @@ def register_method(cls: type[Method]) -> type[Method]:
 
 def accepted_arguments(method: str) -> list[str]:
     """Names of the arguments a method takes from users."""
-    return [name for name in inspect.signature(METHODS[method]).parameters if name != "candidates"]
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    own = [p.name for p in parameters if p.name != "candidates" and p.kind is not p.VAR_KEYWORD]
+    takes_budget = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return own + [f.name for f in fields(Budget) if takes_budget]
