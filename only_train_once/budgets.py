@@ -151,7 +151,12 @@ class CostModel:
         """One flag per unit of all groups in order.  (units,)"""
         gone = np.zeros(self.units, dtype=bool)
         for group, start in zip(self.groups, self._starts, strict=False):
-            gone[start + np.asarray(removed.get(group.name, []), dtype=np.int64)] = True
+            units = np.asarray(removed.get(group.name, []), dtype=np.int64)
+            if len(units) and not 0 <= units.min() <= units.max() < group.size:
+                raise ConfigurationError(
+                    f"the group {group.name!r} has the units 0 to {group.size - 1}; {units.tolist()[:5]} are named"
+                )
+            gone[start + units] = True
         return gone
 
     def cost(self, measure: str, gone: Flags) -> float:

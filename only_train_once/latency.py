@@ -6,13 +6,13 @@ A table is plain data: `LatencyTable.to_dict` is JSON, so that one measured on a
      "layers": {"conv1:convolution": {"sizes": [[16, 32], [32, 64]], "seconds": [[1e-4, 2e-4], [2e-4, 4e-4]]}}}
 
 A layer is a counted operator under the name that ``groups.workload.operators`` gives it. ``sizes`` has a list for each
-dim that units can shorten (`Operator.extents`, in order), ascending; ``seconds`` is nested accordingly. Between sizes
-seconds are linear in each dim, beyond the ends they are those of the end.
+dim of its operands that units can shorten, in order of appearance and ascending (dims that some group shortens both of
+go together, the first stands for them, see `Workload.axes`); ``seconds`` is nested accordingly. Between sizes seconds
+are linear in each dim, beyond the ends they are those of the end.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -112,12 +112,13 @@ class LatencyTable:
                     f"latency_table has no layer {operator.name!r}; it has {len(self.layers)}, like "
                     f"{sorted(self.layers)[:3]}, and needs one for each of groups.workload.operators"
                 )
-            if len(layer.sizes) != len(operator.extents):
+            axes = workload.axes(operator)
+            if len(layer.sizes) != len(axes):
                 raise ConfigurationError(
                     f"latency_table: the layer {operator.name!r} has sizes for {len(layer.sizes)} dims; units shorten "
-                    f"{len(operator.extents)} dims of it"
+                    f"{len(axes)} dims of it"
                 )
-            layers.append((layer, operator.extents, {}))
+            layers.append((layer, tuple(extents[0] for extents in axes), {}))
         held = [(s.bytes.factor, s.bytes.extents) for s in workload.storages]
         full = [extent.length for extent in workload.extents]
 
@@ -175,51 +176,53 @@ def measure_latency(
     Args:
         workload: ``find_groups(graph).workload``.
         device: where to run.
-        points: sizes per dim, in equal steps up to the full one; an operator with two dims is timed points^2 times.
+        points: sizes per dim below the full one, in equal steps; an operator with two dims is timed at the square.
         seconds: how long each is repeated; the median counts.
         total: runs the whole model on that device, for ``rest``: what its seconds are more than the layers'.
     """
     device = torch.device(device)
-    known: dict[Any, float] = {}
+    known: dict[str, float] = {}
     layers: dict[str, LayerLatency] = {}
     with torch.no_grad():
         for operator in workload.operators:
-            grids = [_grid(workload.extents[e].length, points) for e in operator.extents]
             try:
-                layers[operator.name] = _measured(operator, grids, device, seconds, known)
+                layers[operator.name] = _measured(operator, workload, points, device, seconds, known)
             except RuntimeError as error:
                 logger.warning("%s is timed at its full size only: %s", operator.name, error)
-                grids = [(workload.extents[e].length,) for e in operator.extents]
-                layers[operator.name] = _measured(operator, grids, device, seconds, known)
+                layers[operator.name] = _measured(operator, workload, 0, device, seconds, known)
         rest = 0.0
         if total is not None:
             full = sum(float(layer.seconds.flat[-1]) for layer in layers.values())
             rest = max(_timed(total, device, 10 * seconds) - full, 0.0)
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
-    )
-    return LatencyTable(layers, rest, name)
-
-
-def _grid(length: int, points: int) -> tuple[int, ...]:
-    return tuple(sorted({max(round(length * k / points), 1) for k in range(1, points + 1)} | {1}))
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if cuda else f"{device}, {torch.get_num_threads()} threads"
+    return LatencyTable(layers, rest, where)
 
 
 def _measured(
-    operator: Operator, grids: Sequence[tuple[int, ...]], device: torch.device, seconds: float, known: dict[Any, float]
+    operator: Operator, workload: Workload, points: int, device: torch.device, seconds: float, known: dict[str, float]
 ) -> LayerLatency:
+    """An operator at every combination of sizes; what has the same shapes is timed once."""
+    axes = workload.axes(operator)
+    grids: list[dict[int, dict[int, int]]] = []  # per axis: size of its first extent -> sizes of all of them
+    for extents in axes:
+        shares = [1 - k / points for k in range(points, 0, -1)] if points else []
+        at = [workload.without_last(extents, 1 - share) for share in shares]
+        at.append({e: workload.extents[e].length for e in extents})
+        grids.append({sizes[extents[0]]: sizes for sizes in at})
     values = np.zeros([len(grid) for grid in grids])
-    for place in itertools.product(*(range(len(grid)) for grid in grids)):
-        sizes = {e: grid[k] for e, grid, k in zip(operator.extents, grids, place, strict=True)}
-        shapes = tuple(_shape(o, sizes) for o in operands_in((operator.args, operator.kwargs)))
-        results = tuple(_shape(o, sizes) for o in operator.results)
-        key = (operator.op, str(operator.args), shapes, results) if not sizes else (operator.op, shapes, results)
-        key = (*key, str([a for a in operator.args if not isinstance(a, Operand)]))
+    for place in np.ndindex(*values.shape):
+        sizes: dict[int, int] = {}
+        for grid, k in zip(grids, place, strict=True):
+            sizes |= list(grid.values())[k]
+        shapes = [_shape(o, sizes) for o in operands_in((operator.args, operator.kwargs))]
+        rest = [a for a in operator.args if not isinstance(a, (Operand, list, tuple))]
+        lists = [a for a in operator.args if isinstance(a, (list, tuple)) and not any(operands_in(a))]
+        key = str((operator.op, shapes, rest, lists, operator.kwargs))
         if key not in known:
-            call = _call(operator, sizes, device)
-            known[key] = _timed(call, device, seconds)
+            known[key] = _timed(_call(operator, sizes, device), device, seconds)
         values[place] = known[key]
-    return LayerLatency(tuple(grids), values)
+    return LayerLatency(tuple(tuple(grid) for grid in grids), values)
 
 
 def _shape(operand: Operand, sizes: Mapping[int, int]) -> tuple[int, ...]:

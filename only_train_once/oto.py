@@ -20,11 +20,13 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from . import checkpoint
+from .budgets import CostModel, Costs
 from .errors import ConfigurationError, OTOError, SurgeryError, VerificationError
-from .flops import count_flops
+from .flops import count_flops, observing
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import cast_inputs
+from .inputs import call_model, cast_inputs, copy_module
+from .latency import LatencyTable, measure_latency
 from .masking import regions
 from .optim import attach as attach_method
 from .optim import build
@@ -605,6 +607,37 @@ class OTO:
             by_groups[group.name] = sum(count.by_module.get(p, 0) for p in producers) / scale
         by_nodes = {path: flops / scale for path, flops in count.by_module.items()}
         return {"total": count.total / scale, "by_nodes": by_nodes, "by_node_groups": by_groups}
+
+    def costs(
+        self, removed: Mapping[str, Sequence[int]] | None = None, latency_table: LatencyTable | None = None
+    ) -> Costs:
+        """Parameters, FLOPs, memory and (by a table) seconds of the network without some units; nothing is built.
+
+        Args:
+            removed: group name -> units; None for the full network.
+            latency_table: seconds of operators, see :meth:`measure_latency`.
+        """
+        known = {} if removed is None else removed
+        if not isinstance(known, Mapping) or not all(name in self.groups for name in known):
+            raise ConfigurationError(f"removed is {removed!r:.80}: a dict from group names to units is needed")
+        return CostModel(self.groups, self._named_tensors(), latency=latency_table).costs(known)
+
+    def measure_latency(self, device: str | torch.device | None = None, **options: Any) -> LatencyTable:
+        """Time every matrix product, convolution and attention at a grid of sizes, for ``target_latency``.
+
+        Args:
+            device: where; None for the model's. What is no such operator counts only there.
+            **options: see :func:`latency.measure_latency`.
+        """
+        own = next((t.device for t in self._named_tensors().values()), torch.device("cpu"))
+        where = own if device is None else torch.device(device)
+        workload = self.groups.workload
+        assert workload is not None
+        if where == own:
+            model = copy_module(self.model)
+            with observing(model):
+                return measure_latency(workload, where, total=lambda: call_model(model, self._inputs_now()), **options)
+        return measure_latency(workload, where, **options)
 
     def compute_num_params(self, in_million: bool = True, in_billion: bool = False) -> float:
         """Number of parameters, a tied one counted once."""

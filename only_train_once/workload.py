@@ -108,6 +108,35 @@ class Workload:
     storages: tuple[Storage, ...]
     calls: int
 
+    def axes(self, operator: Operator) -> list[tuple[int, ...]]:
+        """The extents of an operator's operands, those together that some group shortens both of.
+
+        The rows of a recurrent layer's matrix, four for each hidden unit, are no dim of their own beside the hidden
+        units; nor are the two sides of a convolution in groups. The first of each tuple stands for the others.
+        """
+        together: list[tuple[set[str], list[int]]] = []
+        for extent in operator.extents:
+            names, joined = set(self.extents[extent].units), [extent]
+            for other in [t for t in together if t[0] & names]:
+                together.remove(other)
+                names, joined = names | other[0], sorted([*other[1], *joined], key=operator.extents.index)
+            together.append((names, joined))
+        return [tuple(joined) for _, joined in together]
+
+    def without_last(self, extents: Sequence[int], share: float) -> dict[int, int]:
+        """Sizes of extents when of every group that shortens one the last units, this share of them, are gone."""
+        last: dict[str, int] = {}
+        for extent in extents:
+            for name, (units, _) in self.extents[extent].units.items():
+                last[name] = max(last.get(name, 0), int(units.max()))
+        left = {}
+        for extent in extents:
+            gone = np.zeros(self.extents[extent].length, dtype=bool)
+            for name, (units, index) in self.extents[extent].units.items():
+                gone[index[units >= max(round((last[name] + 1) * (1 - share)), 1)]] = True
+            left[extent] = int((~gone).sum())
+        return left
+
 
 def operands_in(value: Any) -> Iterator[Operand]:
     """The operands among arguments, in order."""

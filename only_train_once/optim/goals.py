@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from only_train_once.budgets import CostModel, shown
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
+from only_train_once.masking import Tensors
 from only_train_once.optim.arguments import Budget, Schedule
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.scoring import split
@@ -74,7 +75,7 @@ class Goal(ABC):
             "max_units": most,
         }
         self.most = [(g.size - low) // g.multiple * g.multiple for g, low in zip(self.groups, least, strict=True)]
-        self.classes = _classes(self.groups, budget.ranking)
+        self.classes = _classes(candidates, budget.ranking)
         any_number = max([schedule.group_divisible, *multiples]) == 1 and most is None
         self.shaped = self.classes is not None or budget.scarcity > 0
         self.plans = not any_number or self.shaped
@@ -172,7 +173,7 @@ class CostGoal(Goal):
         self.model = CostModel(candidates.groups, candidates.named_tensors, candidates.workload, budget.latency_table)
         self.full = self._cost(np.zeros(self.units, dtype=bool))
         self.target = budget.level(self.full)
-        self.extra = 0
+        self.final, self.extra = True, 0
         allowed = all_allowed(self.sizes, [0] * len(self.sizes), **self.rules)
         last = np.array([max(a.counts) for a in allowed])
         zeros = [np.zeros(n) for n in self.sizes]
@@ -201,7 +202,16 @@ class CostGoal(Goal):
         return None
 
     def _plan(self, keys: _Scores, gone: _Flags) -> list[int]:
-        return plan_costs(keys, split(gone, self.groups), self._cost, self.target, **self.rules)
+        parts = split(gone, self.groups)
+        place = places(keys, parts)
+        counts: list[int] = []
+        # Where groups are to lose the same share, they differ from it by as few units as bring the target near.
+        for slack in (None,) if self.classes is None else (1, 2, 3):
+            counts = plan_costs(keys, parts, self._cost, self.target, **self.rules, slack=slack)
+            reached = self._cost(place < np.repeat(counts, self.sizes))
+            if reached >= (1 - _NEAR) * self.target:
+                break
+        return counts
 
     def choose(self, scores: _Scores, gone: _Flags, period: int = 0, periods: int = 1) -> NDArray[np.int64]:
         keys = self.keys(scores, gone)
@@ -213,7 +223,7 @@ class CostGoal(Goal):
             level = left_due(period, periods, self.full, self.target, self.budget.ramp)
             return np.sort(order[: first_within(lambda n: self._cost(_with(gone, order[:n])), level, len(order))])
         chosen = _with(gone, order)
-        if not self.extra:
+        if self.final:
             self._tell(self._cost(chosen))
             return np.sort(order)
         room = place < np.repeat(self.most, self.sizes)
@@ -238,7 +248,7 @@ class CostGoal(Goal):
 
     def beyond(self, share: float) -> Goal:
         more = copy.copy(self)
-        more.extra = units_for(self.units, share)
+        more.final, more.extra = False, units_for(self.units, share)
         return more
 
 
@@ -317,25 +327,31 @@ def _names(key: str, group: PruningGroup) -> bool:
 # ---------------------------------------------------------------- repeated blocks
 
 
-def _classes(groups: Sequence[PruningGroup], ranking: str) -> list[int] | None:
+def _classes(candidates: Candidates, ranking: str) -> list[int] | None:
     """Per group the number of those it competes with; None for all."""
     if ranking == "global":
         return None
-    return list(range(len(groups))) if ranking == "per_layer" else isomorphic(groups)
+    groups = candidates.groups
+    return list(range(len(groups))) if ranking == "per_layer" else isomorphic(groups, candidates.tensors)
 
 
-def isomorphic(groups: Sequence[PruningGroup]) -> list[int]:
+def isomorphic(groups: Sequence[PruningGroup], tensors: Tensors) -> list[int]:
     """Per group a number, the same for groups that are one layer of a repeated block.
 
-    They have as many units, of the same kind, and the same slices, once the numbers in module paths are left out:
-    ``layers.0.fc1`` and ``layers.7.fc1``.
+    They have as many units, of the same kind, and the same slices of tensors of the same shapes, once the numbers in
+    module paths are left out: ``layers.0.fc1`` and ``layers.7.fc1``.
     """
     seen: dict[Any, int] = {}
-    return [seen.setdefault(_shape(group), len(seen)) for group in groups]
+    return [seen.setdefault(_structure(group, tensors), len(seen)) for group in groups]
 
 
-def _shape(group: PruningGroup) -> Any:
-    slices = sorted((_without_numbers(s.param), s.dim, s.role.value, s.length, s.index.shape[1]) for s in group.slices)
+def _structure(group: PruningGroup, tensors: Tensors) -> Any:
+    slices = sorted(
+        (_without_numbers(s.param), s.dim, s.role.value, s.length, s.index.shape[1], tuple(tensors[s.param].shape))
+        if s.role.is_tensor
+        else (_without_numbers(s.param), s.dim, s.role.value, s.length, s.index.shape[1], ())
+        for s in group.slices
+    )
     return group.kind, group.size, group.multiple, tuple(slices)
 
 

@@ -23,7 +23,9 @@ a few shifts: exact, and fast for any size of network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -337,7 +339,7 @@ def priorities(
 # ---------------------------------------------------------------- costs, see [Note: costs]
 
 _CLOSE = 1e-3  # a cost this near to the target, relative to it, is not made any nearer
-_APART, _PAIRS = 5e-3, 64  # farther than this, exchanges of two rungs are tried, with up to so many groups
+_APART, _PAIRS = 5e-3, 64  # farther than this, exchanges between two groups are tried, with up to so many groups
 
 
 def plan_costs(
@@ -349,6 +351,7 @@ def plan_costs(
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,
+    slack: int | None = None,
 ) -> list[int]:
     """How many units every group will have lost in the end, so that the cost is at most ``target`` and near it.
 
@@ -357,6 +360,7 @@ def plan_costs(
         cost: of what is left when the flagged units of all groups in order are gone; it falls with every unit.
         target: what it may be.
         divisible, min_units, multiples, max_units: as in `select`.
+        slack: rungs by which a group may differ from what the scores say; None for any number.
 
     Returns:
         the numbers; those of the lowest cost where the target is out of reach.
@@ -388,7 +392,11 @@ def plan_costs(
         return np.bincount(taken[:count], minlength=len(sizes))
 
     first = first_within(lambda count: cost_at(after(count)), target, len(taken))
-    rungs = _nearer(after(first), [len(ladder) - 1 for ladder in ladders], cost_at, target)
+    rungs, tops = after(first), np.array([len(ladder) - 1 for ladder in ladders])
+    bottoms = np.zeros_like(tops)
+    if slack is not None:
+        bottoms, tops = np.maximum(rungs - slack, 0), np.minimum(rungs + slack, tops)
+    rungs = _nearer(rungs, bottoms, tops, cost_at, target)
     return [int(ladder[r]) for ladder, r in zip(ladders, rungs, strict=True)]
 
 
@@ -415,33 +423,54 @@ def first_within(cost: Callable[[int], float], target: float, last: int) -> int:
 
 
 def _nearer(
-    rungs: NDArray[np.int64], tops: Sequence[int], cost: Callable[[NDArray[np.int64]], float], target: float
+    rungs: NDArray[np.int64],
+    bottoms: NDArray[np.int64],
+    tops: NDArray[np.int64],
+    cost: Callable[[NDArray[np.int64]], float],
+    target: float,
 ) -> NDArray[np.int64]:
-    """Give back rungs, the one that saved most first, or exchange one for another, while the cost stays within."""
-    now = cost(rungs)
-    groups = range(len(rungs))
-    alone: list[tuple[int | None, int]] = [(None, down) for down in groups]
-    pairs: list[tuple[int | None, int]] = [(up, down) for up in groups for down in groups if up != down]
+    """Give back rungs, the one that saved most first, or exchange some for others, while the cost stays within."""
+    now, groups = cost(rungs), range(len(rungs))
 
-    def best(moves: Sequence[tuple[int | None, int]]) -> tuple[float, NDArray[np.int64]] | None:
+    def given_back() -> Iterator[NDArray[np.int64]]:
+        return (_moved(rungs, group, -1) for group in groups if rungs[group] > bottoms[group])
+
+    def exchanged() -> Iterator[NDArray[np.int64]]:
+        """One rung of a group given back for as few as do of another; or one taken for as many as may be given back."""
+        for one, other in itertools.permutations(groups, 2):
+            for by in (-1, 1):
+                if bottoms[one] <= rungs[one] + by <= tops[one]:
+                    base = _moved(rungs, one, by)
+                    ends = (0, tops[other] - rungs[other]) if by < 0 else (bottoms[other] - rungs[other], 0)
+                    low, high = int(ends[0]), int(ends[1])
+                    costs = functools.partial(_cost_moved, cost, base, other, low)
+                    yield _moved(base, other, low + first_within(costs, target, high - low))
+
+    def best(trials: Iterable[NDArray[np.int64]]) -> tuple[float, NDArray[np.int64]] | None:
         found: tuple[float, NDArray[np.int64]] | None = None
-        for up, down in moves:
-            if rungs[down] == 0 or (up is not None and rungs[up] == tops[up]):
-                continue
-            trial = rungs.copy()
-            trial[down] -= 1
-            if up is not None:
-                trial[up] += 1
+        for trial in trials:
             value = cost(trial)
             if now < value <= target and (found is None or value > found[0]):
                 found = value, trial
         return found
 
     while target - now > _CLOSE * target:
-        found = best(alone)
+        found = best(given_back())
         if found is None and target - now > _APART * target and len(rungs) <= _PAIRS:
-            found = best(pairs)
+            found = best(exchanged())
         if found is None:
             break
         now, rungs = found
     return rungs
+
+
+def _moved(rungs: NDArray[np.int64], group: int, by: int) -> NDArray[np.int64]:
+    out = rungs.copy()
+    out[group] += by
+    return out
+
+
+def _cost_moved(
+    cost: Callable[[NDArray[np.int64]], float], rungs: NDArray[np.int64], group: int, low: int, by: int
+) -> float:
+    return cost(_moved(rungs, group, low + by))
