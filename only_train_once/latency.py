@@ -89,7 +89,7 @@ class LatencyTable:
         layers = data.get("layers") if isinstance(data, Mapping) else None
         if not isinstance(layers, Mapping):
             raise ConfigurationError(
-                f"latency_table is {str(data)[:80]!r}; it has to be a LatencyTable or the dictionary of one, with "
+                f"latency_table is {data!r:.80}; it has to be a LatencyTable or the dictionary of one, with "
                 f"'layers': name -> {{'sizes': ..., 'seconds': ...}}"
             )
         rest = data.get("rest", 0.0)
