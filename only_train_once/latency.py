@@ -98,13 +98,13 @@ class LatencyTable:
         made = {str(name): _layer(str(name), layer) for name, layer in layers.items()}
         return cls(made, float(rest), str(data.get("device", "")))
 
-    def bound(self, workload: Workload) -> Callable[[NDArray[np.int64]], float]:
+    def bound(self, workload: Workload) -> Seconds:
         """A function from what is left of every extent to seconds.
 
         Raises:
             ConfigurationError: an operator is missing in the table, or has another number of dims there.
         """
-        layers: list[tuple[LayerLatency, tuple[int, ...], dict[tuple[int, ...], float]]] = []
+        layers = []
         for operator in workload.operators:
             layer = self.layers.get(operator.name)
             if layer is None:
@@ -118,26 +118,32 @@ class LatencyTable:
                     f"latency_table: the layer {operator.name!r} has sizes for {len(layer.sizes)} dims; units shorten "
                     f"{len(axes)} dims of it"
                 )
-            layers.append((layer, tuple(extents[0] for extents in axes), {}))
-        held = [(s.bytes.factor, s.bytes.extents) for s in workload.storages]
-        full = [extent.length for extent in workload.extents]
+            layers.append((layer, tuple(extents[0] for extents in axes)))
+        return Seconds(layers, self.rest, workload)
 
-        def held_bytes(left: Sequence[int]) -> int:
-            return sum(factor * math.prod(left[e] for e in extents) for factor, extents in held)
 
-        whole = held_bytes(full) if self.rest else 0
+class Seconds:
+    """Seconds of a workload by what is left of its extents."""
 
-        def seconds(left: NDArray[np.int64]) -> float:
-            sizes = left.tolist()
-            total = self.rest * held_bytes(sizes) / whole if whole else 0.0
-            for layer, extents, known in layers:
-                key = tuple([sizes[e] for e in extents])
-                if key not in known:
-                    known[key] = layer.at(key)
-                total += known[key]
-            return total
+    def __init__(self, layers: Sequence[tuple[LayerLatency, tuple[int, ...]]], rest: float, workload: Workload) -> None:
+        # Known sizes are remembered: from one choice of units to the next, few layers change.
+        self._layers = [(layer, extents, dict[tuple[int, ...], float]()) for layer, extents in layers]
+        self._rest = rest
+        self._held = [(s.bytes.factor, s.bytes.extents) for s in workload.storages]
+        self._full = self._held_bytes([extent.length for extent in workload.extents])
 
-        return seconds
+    def _held_bytes(self, left: Sequence[int]) -> int:
+        return sum(factor * math.prod(left[e] for e in extents) for factor, extents in self._held)
+
+    def __call__(self, left: NDArray[np.int64]) -> float:
+        sizes = left.tolist()
+        total = self._rest * self._held_bytes(sizes) / self._full if self._rest and self._full else 0.0
+        for layer, extents, known in self._layers:
+            key = tuple([sizes[e] for e in extents])
+            if key not in known:
+                known[key] = layer.at(key)
+            total += known[key]
+        return total
 
 
 def _layer(name: str, data: Any) -> LayerLatency:

@@ -276,9 +276,13 @@ def _tensors(node: Node, first: int = 0) -> list[int]:
     return [arg.index for arg in node.args[first:] if isinstance(arg, Ref)]
 
 
+def _rank(sizes: _Sizes, index: int) -> int:
+    return len(sizes.graph.values[index].shape)
+
+
 def _product(sizes: _Sizes, a: int, b: int) -> Term:
     """(..., m, k) times (..., k, n)"""
-    rank = len(sizes.graph.values[a].shape)
+    rank = _rank(sizes, a)
     batch = [[(a, d), (b, d)] for d in range(rank - 2)]
     return sizes.term(2, *batch, [(a, rank - 2)], [(a, rank - 1), (b, rank - 2)], [(b, rank - 1)])
 
@@ -295,17 +299,25 @@ def _added_matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
     yield _product(sizes, a, b)
 
 
+@_multiplies("_grouped_mm", "_scaled_grouped_mm")
+def _grouped_matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    a, b = _tensors(node)[:2]
+    of_a, of_b = _rank(sizes, a), _rank(sizes, b)
+    batch = [[(a, 0), (b, 0)]] if of_a == of_b == 3 else []
+    yield sizes.term(2, *batch, [(a, of_a - 2)], [(a, of_a - 1), (b, of_b - 2)], [(b, of_b - 1)])
+
+
 @_multiplies("mv", "dot", "vdot")
 def _matrix_and_vector(sizes: _Sizes, node: Node) -> Iterable[Term]:
     a, b = _tensors(node)[:2]
-    last = len(sizes.graph.values[a].shape) - 1
+    last = _rank(sizes, a) - 1
     yield sizes.term(2, *([(a, d)] for d in range(last)), [(a, last), (b, 0)])
 
 
 @_multiplies("addmv", "addr")
 def _added_vectors(sizes: _Sizes, node: Node) -> Iterable[Term]:
     a, b = _tensors(node, 1)[:2]
-    if len(sizes.graph.values[a].shape) == 2:
+    if _rank(sizes, a) == 2:
         yield sizes.term(2, [(a, 0)], [(a, 1), (b, 0)])
     else:
         yield sizes.term(2, [(a, 0)], [(b, 0)])
@@ -314,9 +326,9 @@ def _added_vectors(sizes: _Sizes, node: Node) -> Iterable[Term]:
 @_multiplies("linear")
 def _linear(sizes: _Sizes, node: Node) -> Iterable[Term]:
     x, weight = _tensors(node)[:2]
-    rank = len(sizes.graph.values[x].shape)
+    rank = _rank(sizes, x)
     rows = [[(x, d)] for d in range(rank - 1)]
-    yield sizes.term(2, *rows, *([(weight, d)] for d in range(len(sizes.graph.values[weight].shape))))
+    yield sizes.term(2, *rows, *([(weight, d)] for d in range(_rank(sizes, weight))))
 
 
 @_multiplies("convolution", "_convolution", "convolution_overrideable")
@@ -324,8 +336,8 @@ def _convolution(sizes: _Sizes, node: Node) -> Iterable[Term]:
     x, weight = _tensors(node)[:2]
     out = node.outputs[0]
     at = x if node.argument("transposed") or out is None else out
-    positions = [[(at, d)] for d in range(len(sizes.graph.values[at].shape)) if d != 1]
-    yield sizes.term(2, *positions, *([(weight, d)] for d in range(len(sizes.graph.values[weight].shape))))
+    positions = [[(at, d)] for d in range(_rank(sizes, at)) if d != 1]
+    yield sizes.term(2, *positions, *([(weight, d)] for d in range(_rank(sizes, weight))))
 
 
 @_multiplies(
@@ -351,7 +363,7 @@ def _trilinear(sizes: _Sizes, node: Node) -> Iterable[Term]:
     places: dict[int, list[_Place]] = {}
     for index, expand in zip(operands, ("expand1", "expand2", "expand3"), strict=True):
         inserted = sorted(node.argument(expand))
-        rank = len(sizes.graph.values[index].shape) + len(inserted)
+        rank = _rank(sizes, index) + len(inserted)
         own = [d for d in range(rank) if d not in inserted]
         for dim, d in enumerate(own):
             places.setdefault(d, []).append((index, dim))
@@ -370,14 +382,14 @@ def _recurrent_layer(sizes: _Sizes, node: Node) -> Iterable[Term]:
 @_multiplies("_cudnn_rnn", "miopen_rnn")
 def _recurrent(sizes: _Sizes, node: Node) -> Iterable[Term]:
     x, weights = node.args[0].index, [w.index for w in node.args[1] if isinstance(w, Ref)]
-    yield from (_matrix_at_every_step(sizes, x, w) for w in weights if len(sizes.graph.values[w].shape) == 2)
+    yield from (_matrix_at_every_step(sizes, x, w) for w in weights if _rank(sizes, w) == 2)
 
 
 @_multiplies("lstm", "gru", "rnn_tanh", "rnn_relu")
 def _composed(sizes: _Sizes, node: Node) -> Iterable[Term]:
     """Recorded whole, counted through its parts. ``x`` is (time, batch, width), or packed (rows, width)."""
     x = node.args[0].index
-    rows = [[(x, d)] for d in range(len(sizes.graph.values[x].shape) - 1)]
+    rows = [[(x, d)] for d in range(_rank(sizes, x) - 1)]
     lists = [arg for arg in node.args if isinstance(arg, (list, tuple)) and all(isinstance(a, Ref) for a in arg)]
     weights = [w.index for w in lists[-1]]
     for w in weights:
@@ -389,14 +401,14 @@ def _composed(sizes: _Sizes, node: Node) -> Iterable[Term]:
 @_multiplies("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def _cell(sizes: _Sizes, node: Node) -> Iterable[Term]:
     x = node.args[0].index
-    rows = [[(x, d)] for d in range(len(sizes.graph.values[x].shape) - 1)]
+    rows = [[(x, d)] for d in range(_rank(sizes, x) - 1)]
     for name in ("w_ih", "w_hh"):
         weight = node.argument(name).index
         yield sizes.term(2, *rows, [(weight, 0)], [(weight, 1)])
 
 
 def _matrix_at_every_step(sizes: _Sizes, x: int, weight: int) -> Term:
-    return sizes.term(2, [(x, 0)], [(x, 1)], *([(weight, d)] for d in range(len(sizes.graph.values[weight].shape))))
+    return sizes.term(2, [(x, 0)], [(x, 1)], *([(weight, d)] for d in range(_rank(sizes, weight))))
 
 
 # ---------------------------------------------------------------- memory

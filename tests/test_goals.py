@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import logging
+import pickle
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from only_train_once.flops import count_flops
 from only_train_once.latency import LatencyTable
 from only_train_once.optim import attach
 from only_train_once.optim.goals import isomorphic
-from only_train_once.optim.selection import places, plan_costs, priorities, select
+from only_train_once.optim.selection import nearest_total, places, plan_costs, plan_counts, priorities, select
 from only_train_once.report import count_parameters
 from only_train_once.schedules import left_due, units_due
 
@@ -289,6 +291,41 @@ def test_per_block_lets_the_same_layers_compete(method: str) -> None:
 # -- plans ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_minima_and_maxima_by_trying_all_numbers(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = random.integers(2, 7, 3).tolist()
+    scores, gone = random_scores(sizes, seed)
+    divisible, multiples = int(random.integers(1, 3)), random.integers(1, 3, 3).tolist()
+    least = [int(random.integers(1, n + 1)) for n in sizes]
+    most = [int(random.integers(low, n + 1)) for low, n in zip(least, sizes, strict=True)]
+    gone = [np.zeros(n, dtype=bool) for n in sizes]
+
+    def fitting(size: int, low: int, high: int, multiple: int) -> list[int]:
+        lost = [
+            c for c in range(1, size + 1) if low <= size - c <= high and c % multiple == (size - c) % divisible == 0
+        ]
+        return [0, *lost] if size <= high else lost
+
+    numbers = [fitting(*of_group) for of_group in zip(sizes, least, most, multiples, strict=True)]
+    if not all(numbers):
+        return  # refused when the arguments are read
+    rules = {"divisible": divisible, "min_units": least, "multiples": multiples, "max_units": most}
+    totals = {sum(c) for c in itertools.product(*numbers)}
+    for total in range(sum(sizes) + 1):
+        nearest = nearest_total(sizes, [0] * 3, total, **rules)
+        assert nearest in totals
+        assert abs(nearest - total) == min(abs(t - total) for t in totals)
+        counts = plan_counts(scores, gone, nearest, **rules)
+        assert sum(counts) == nearest
+        assert all(c in allowed for c, allowed in zip(counts, numbers, strict=True))
+        if divisible == max(multiples) == 1:
+            cost = [np.concatenate([[0], np.cumsum(np.sort(s))]) for s in scores]
+            others = [c for c in itertools.product(*numbers) if sum(c) == nearest]
+            best = min(sum(k[n] for k, n in zip(cost, c, strict=True)) for c in others)
+            assert sum(k[n] for k, n in zip(cost, counts, strict=True)) == pytest.approx(best)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_plan_is_as_near_as_any(seed: int) -> None:
     """On four groups every combination can be tried."""
@@ -346,6 +383,21 @@ def test_absolute_targets() -> None:
     made_oto, optimizer = made("cnn", "hesso", target_latency=asked, latency_table=table.to_dict())
     trained(made_oto, optimizer)
     assert 0.59 * full.latency <= left(made_oto, "latency", table) <= 0.6005 * full.latency
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_copy_goes_on_the_same_way(way: str) -> None:
+    torch.manual_seed(0)
+    table = table_for(OTO(Cnn(), torch.randn(IMAGES)))
+    oto, optimizer = made("cnn", "hesso", target_latency=0.5, latency_table=table)
+    trained(oto, optimizer, range(6))
+    pair = (oto.model, optimizer)
+    model, other = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    again = OTO(model, oto.inputs)
+    trained(oto, optimizer, range(6, END))
+    trained(again, other, range(6, END))
+    assert other.removed == optimizer.removed
+    assert any(map(len, other.removed.values()))
 
 
 def test_all_kept_is_the_base_optimizer() -> None:
@@ -416,10 +468,10 @@ def test_operators_are_timed_at_sizes_that_fit() -> None:
     ("changes", "named"),
     [
         ({"target_flops": 0.4}, "target_flops was 0.5 and is 0.4"),
-        ({"ranking": "per_layer"}, "ranking was None and is 'per_layer'"),
-        ({"min_units": 3}, "min_units was None and is 3"),
-        ({"ramp": "geometric"}, "ramp was None and is 'geometric'"),
-        ({"target_flops": None, "target_params": 0.5}, "target_flops was 0.5 and is None"),
+        ({"ranking": "per_layer"}, "ranking was the default and is 'per_layer'"),
+        ({"min_units": 3}, "min_units was the default and is 3"),
+        ({"ramp": "geometric"}, "ramp was the default and is 'geometric'"),
+        ({"target_flops": None, "target_params": 0.5}, "target_flops was 0.5 and is the default"),
     ],
 )
 def test_a_state_of_another_target_is_refused(changes: dict[str, Any], named: str) -> None:
@@ -439,7 +491,10 @@ def test_stopping_equals_not_stopping(method: str, target: str, step: int) -> No
     options = {f"target_{target}": 0.5, "latency_table": table, "scarcity": 1.0, "cost_exponent": 0.25}
     oto, optimizer = made("vit", method, **options)
     trained(oto, optimizer, range(step))
-    saved = copy.deepcopy((oto.model.state_dict(), optimizer.state_dict()))
+    file = io.BytesIO()
+    torch.save((oto.model.state_dict(), optimizer.state_dict()), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
     trained(oto, optimizer, range(step, END))
     again, other = made("vit", method, **options)
     again.model.load_state_dict(saved[0])

@@ -227,7 +227,7 @@ class Removal(Method):
         different = [k for k in {**own, **saved} if saved.get(k) != own.get(k)]
         step = saved_count(state, "step")
         if different and not (step <= self.first_choice and not self.has_choice(state)):
-            listed = ", ".join(f"{k} was {saved.get(k)!r} and is {own.get(k)!r}" for k in different)
+            listed = ", ".join(f"{k} was {_shown(saved, k)} and is {_shown(own, k)}" for k in different)
             raise CheckpointError(
                 f"the optimizer state was saved in the middle of another schedule: {listed}; build the optimizer with "
                 f"the arguments of the saved run"
@@ -253,6 +253,10 @@ class Removal(Method):
         self.chosen = saved_per_unit(state, "chosen", self.units).astype(np.int32)
         self._ramp, self._pinned = None, None
         self.scoring.load_state(state, companions)
+
+
+def _shown(arguments: Mapping[str, Any], name: str) -> str:
+    return repr(arguments[name]) if name in arguments else "the default"
 
 
 def next_period(step: int, when: Mapping[str, int]) -> int | None:
