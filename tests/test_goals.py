@@ -302,9 +302,8 @@ def test_minima_and_maxima_by_trying_all_numbers(seed: int) -> None:
     gone = [np.zeros(n, dtype=bool) for n in sizes]
 
     def fitting(size: int, low: int, high: int, multiple: int) -> list[int]:
-        lost = [
-            c for c in range(1, size + 1) if low <= size - c <= high and c % multiple == (size - c) % divisible == 0
-        ]
+        kept = [n for n in range(low, min(high, size - 1) + 1) if (size - n) % multiple == n % divisible == 0]
+        lost = [size - n for n in kept]
         return [0, *lost] if size <= high else lost
 
     numbers = [fitting(*of_group) for of_group in zip(sizes, least, most, multiples, strict=True)]
