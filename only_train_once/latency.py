@@ -193,9 +193,15 @@ def measure_latency(
         for operator in workload.operators:
             try:
                 layers[operator.name] = _measured(operator, workload, points, device, seconds, known)
+                continue
             except RuntimeError as error:
                 logger.warning("%s is timed at its full size only: %s", operator.name, error)
+            try:
                 layers[operator.name] = _measured(operator, workload, 0, device, seconds, known)
+            except RuntimeError as error:  # it needs certain numbers, not just some of the right shape
+                logger.warning("%s cannot be timed alone, it is part of the rest: %s", operator.name, error)
+                sizes = [(workload.extents[extents[0]].length,) for extents in workload.axes(operator)]
+                layers[operator.name] = LayerLatency(tuple(sizes), np.zeros([1] * len(sizes)))
         rest = 0.0
         if total is not None:
             full = sum(float(layer.seconds.flat[-1]) for layer in layers.values())

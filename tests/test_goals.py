@@ -26,6 +26,7 @@ from only_train_once.report import count_parameters
 from only_train_once.schedules import left_due, units_due
 
 from .methods import CONFIGS, config
+from .zoo import ZOO
 
 
 class Cnn(nn.Module):
@@ -476,6 +477,37 @@ def test_operators_are_timed_at_sizes_that_fit() -> None:
     assert table.layers["layers.0.qkv:addmm"].sizes == ((12, 48, 96),)
     assert all((layer.seconds > 0).all() for layer in table.layers.values())
     assert oto.costs(latency_table=table).latency > 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *((n, "") for n in ("residual", "grouped_lines", "grouped_volumes", "lstm", "dense_block", "fpn", "mamba2")),
+        ("batched_experts", ""),
+        ("grouped_experts", "_grouped_mm is timed at its full size only"),
+        ("packed_lstm", "layer:lstm cannot be timed alone, it is part of the rest"),
+    ],
+)
+@pytest.mark.parametrize("wide", [False, True], ids=["", "wide"])
+def test_every_operator_runs_at_every_size(
+    name: str, told: str, wide: bool, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[object] = []
+    monkeypatch.setattr("only_train_once.latency._timed", lambda call, *_: (ran.append(call()), 1.0)[1])
+    oto = OTO(ZOO[name].build(), ZOO[name].inputs(), wide=wide)
+    with caplog.at_level(logging.WARNING):
+        table = oto.measure_latency(points=3)
+    assert (told in caplog.text) if told else not caplog.records
+    assert oto.costs(latency_table=table).latency == max(
+        sum(layer.seconds.flat[-1] for layer in table.layers.values()), 1
+    )
+
+
+@pytest.mark.parametrize("method", ["hesso", "dhspg", "hspg", "ada_hspg", "hesso_cric"])
+def test_the_facade_takes_every_target(method: str) -> None:
+    oto = OTO(Cnn(), torch.randn(IMAGES))
+    optimizer = getattr(oto, method)(lr=0.05, target_params=0.6, ranking="per_block", min_units={"stem": 20})
+    assert optimizer._method.goal.target == 0.6 * oto.costs().params
 
 
 # -- a state of another target ----------------------------------------------------------------------------------------

@@ -234,8 +234,8 @@ class CostGoal(Goal):
         """Say so if the target is missed."""
         if abs(reached - self.target) > _NEAR * self.target or reached > self.target:
             logger.warning(
-                "%s; with the units chosen %s are left (%+.1f %%): groups keep min_units, and lose units in whole "
-                "multiples where group_divisible or PruningGroup.multiple say so",
+                "%s; with the units chosen %s are left (%+.1f %%): groups keep min_units and at most max_units, and "
+                "lose units in whole multiples where group_divisible or PruningGroup.multiple say so",
                 self._asked(),
                 shown(self.measure, reached),
                 100 * (reached / self.target - 1),

@@ -324,7 +324,7 @@ def priorities(
         keys = [key / share**cost_exponent for key, share in zip(keys, relative, strict=True)]
     if classes is None:
         return keys
-    out = [np.full(len(key), np.inf) for key in keys]
+    out = [np.full(len(key), 2.0) for key in keys]  # behind every share
     for number in sorted(set(classes)):
         members = [i for i, c in enumerate(classes) if c == number]
         lost = [int(gone[i].sum()) for i in members]
