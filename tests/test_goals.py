@@ -498,9 +498,8 @@ def test_every_operator_runs_at_every_size(
     with caplog.at_level(logging.WARNING):
         table = oto.measure_latency(points=3)
     assert (told in caplog.text) if told else not caplog.records
-    assert oto.costs(latency_table=table).latency == max(
-        sum(layer.seconds.flat[-1] for layer in table.layers.values()), 1
-    )
+    assert set(table.layers) == {o.name for o in oto.groups.workload.operators}  # type: ignore[union-attr]
+    assert ran
 
 
 @pytest.mark.parametrize("method", ["hesso", "dhspg", "hspg", "ada_hspg", "hesso_cric"])
