@@ -1,4 +1,4 @@
-"""What a network costs with units removed: parameters, FLOPs, memory, latency. Exact for the first three.
+"""What a network costs without some units: parameters and FLOPs exactly, memory as defined here, latency by a table.
 
 `CostModel` answers for any choice of units without building anything: sizes of parameters are what no group cuts,
 sizes of activations what the labels say (`workload.py`), and a cost is a sum of products of sizes. So what is said
@@ -7,7 +7,8 @@ about parameters and FLOPs is what ``count_parameters`` and ``count_flops`` say 
 [Note: memory]
 Bytes of an inference pass on the example inputs: of all parameters and buffers, and of the activations at the call
 that needs most of them at a time, if each is freed after the call that reads it last. Views take nothing, inputs and
-outputs stay until the end. What an operator allocates inside, and what Python holds on to longer, is not counted.
+outputs stay until the end. What an operator allocates inside, and what Python holds on to longer, is not counted. The
+operators are those that ran when the model was traced: on another device attention may be made of other ones.
 
 [Note: latency]
 A `LatencyTable` has, for every counted operator, seconds at a grid of sizes of its dims, and interpolates linearly in

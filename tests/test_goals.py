@@ -530,6 +530,27 @@ def test_a_state_of_another_target_is_refused(changes: dict[str, Any], named: st
         other.load_state_dict(optimizer.state_dict())
 
 
+@pytest.mark.parametrize("method", CONFIGS)
+def test_before_anything_is_chosen_the_target_may_change(method: str) -> None:
+    oto, optimizer = made("cnn", method, target_group_sparsity=0.3)
+    trained(oto, optimizer, range(2))
+    again, other = made("cnn", method, target_flops=0.5)
+    again.model.load_state_dict(oto.model.state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    trained(again, other, range(2, END))
+    assert 0.99 <= left(again, "flops") / (0.5 * (oto.costs().flops or 0)) <= 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("wanted", -1), ("wanted", None), ("room", torch.zeros(2))])
+def test_a_damaged_number_of_violators_is_named(name: str, value: Any) -> None:
+    oto, optimizer = made("cnn", "hesso_cric", target_flops=0.5)
+    trained(oto, optimizer, range(6))
+    state = optimizer.state_dict()
+    state["param_groups"][0]["only_train_once"][name] = value
+    with pytest.raises(CheckpointError, match=f"damaged: '{name}'"):
+        made("cnn", "hesso_cric", target_flops=0.5)[1].load_state_dict(state)
+
+
 @pytest.mark.parametrize("target", ["flops", "latency"])
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("step", [3, 5, 6, 9, 13, 16])

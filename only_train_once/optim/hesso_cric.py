@@ -247,7 +247,7 @@ class HessoCric(Removal):
         violators = saved_per_unit(state, "violators", self.units)
         saved_per_unit(state, "candidates", self.units)
         saved_count(state, "score_count")
-        if self.goal.waits:
+        if self.goal.waits and not untouched:
             saved_count(state, "wanted")
             saved_per_unit(state, "room", len(self.groups))
         total = state.get("score_sum")
@@ -271,7 +271,7 @@ class HessoCric(Removal):
         self._sum = state["score_sum"].to(device, torch.float64, copy=True)
         self._count = torch.tensor(int(state["score_count"]), device=device)
         self._candidates = torch.from_numpy(saved_per_unit(state, "candidates", self.units) > 0).to(device)
-        if self.goal.waits:
+        if self.goal.waits and self.step > self.schedule.start_pruning_step:
             self._want(int(state["wanted"]), saved_per_unit(state, "room", len(self.groups)).tolist())
         self._pending, self._shrunk, self._snapshot = None, None, None
         if companions.get(_SNAPSHOT):
