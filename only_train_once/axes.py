@@ -471,10 +471,8 @@ def _walk(c: Context, solution: Solution, starts: list[tuple[int, int]], needs_z
         pending.setdefault(index, set()).add(dim)
         reached.add((index, dim))
     for node in reversed(c.graph.nodes):
-        wanted: list[Ids] = []
-        for output in (*node.outputs, *(new for new, _ in node.updates)):
-            if output is not None:
-                wanted += [found for d in pending.get(output, ()) if (found := classes(output, d)) is not None]
+        made = [o for o in (*node.outputs, *(new for new, _ in node.updates)) if o in pending]
+        wanted = [found for o in made for d in pending[o] if (found := classes(o, d)) is not None]
         if not wanted:
             continue
         visit += 1

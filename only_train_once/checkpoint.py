@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .copying import copy_module
 from .errors import CheckpointError, ConfigurationError, SurgeryError
-from .inputs import copy_module
 from .record import SurgeryRecord
 from .surgery import apply_record, layout_of, named_tensors, replace_tensors, ties
 

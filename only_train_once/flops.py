@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .copying import borrowed
 from .higher_order import run_inside
-from .inputs import call_model, copy_module, no_fast_paths
+from .inputs import call_model, no_fast_paths
 
 Formula = Callable[..., int]
 _FORMULAS: dict[Any, Formula] = {}
@@ -241,9 +242,9 @@ def count_flops(model: nn.Module, inputs: Any) -> FlopCount:
         model: any module that runs on ``inputs``.
         inputs: a tensor, a tuple (positional) or a dict (keyword arguments).
     """
-    model = copy_module(model)  # a forward may write to the module's own attributes
     stack = [""]
     counter = _Counter(stack)
-    with observing(model), _module_paths(model, stack), counter:
-        call_model(model, inputs)
+    # a copy: a forward may write to the module's own attributes
+    with borrowed(model) as copied, observing(copied), _module_paths(copied, stack), counter:
+        call_model(copied, inputs)
     return FlopCount(sum(counter.by_module.values()), counter.by_module, counter.by_operator)

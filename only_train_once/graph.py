@@ -110,13 +110,19 @@ def _signature(op: Any) -> dict[str, tuple[int | None, Any]]:
     }
 
 
-@cache
+_names: dict[int, tuple[Any, str]] = {}  # by identity: asking an operator for its hash takes longer than all the rest
+
+
 def operator_name(op: Any) -> str:
     """``aten.add`` for ``aten.add_.Tensor``: namespace and name, without overload and in-place mark."""
+    known = _names.get(id(op))
+    if known is not None:
+        return known[1]
     namespace, _, name = op._schema.name.partition("::")
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
-    return f"{namespace}.{name}"
+    _names[id(op)] = op, f"{namespace}.{name}"  # held, so that no other operator gets its id
+    return _names[id(op)][1]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axes, analyse
+from .collector import few_collections
 from .errors import ConfigurationError
 from .graph import Graph, ValueKind
 from .labels import Kind, Solution, kinds_of
@@ -195,6 +196,7 @@ class GroupList(Sequence[PruningGroup]):
 # ---------------------------------------------------------------- from axes to groups
 
 
+@few_collections()
 def find_groups(
     graph: Graph,
     *,
@@ -395,7 +397,10 @@ def _frozen_groups(axes: Axes) -> list[PruningGroup]:
             continue
         classes = solution.of_id[ids]
         stuck = solution.frozen[classes]
-        for reason in np.unique(solution.reason[classes[stuck]]):
+        if not stuck.any():
+            continue
+        reasons = solution.reason[classes[stuck]]
+        for reason in reasons[:1] if (reasons == reasons[0]).all() else np.unique(reasons):
             positions = np.flatnonzero(stuck & (solution.reason[classes] == reason))
             key = (classes[positions].tobytes(), int(reason))
             kind_of.setdefault(key, list(Kind)[int(kinds[classes[positions[0]]])])

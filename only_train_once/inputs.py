@@ -1,4 +1,4 @@
-"""How a model is called, copied and read: example inputs and fresh ones like them, outputs, a run in float64.
+"""How a model is called and read: example inputs and fresh ones like them, outputs, a run in float64.
 
 Inputs are a tensor, a tuple (positional arguments) or a dictionary (keyword arguments).
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -18,7 +17,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .errors import ConfigurationError, OTOError, SurgeryError
+from .errors import ConfigurationError
 from .higher_order import run_inside
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
@@ -106,31 +105,6 @@ def no_fast_paths() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def copy_module(module: nn.Module, error: type[OTOError] = SurgeryError) -> nn.Module:
-    """``copy.deepcopy``, keeping marks on parameters, also where a weight is computed and kept with its graph.
-
-    Raises:
-        error: the module holds what cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in (*vars(part).values(), *part._buffers.values()):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-            elif type(value) in (dict, OrderedDict, set) and not value:
-                memo[id(value)] = type(value)()  # every module has a dozen empty tables of hooks, slow to copy
-    try:
-        copied = copy.deepcopy(module, memo)
-    except Exception as cause:
-        raise error(
-            f"{type(module).__name__} cannot be copied ({type(cause).__name__}: {cause}), and the model given has to "
-            "stay as it is; remove from its attributes what copy.deepcopy cannot copy"
-        ) from cause
-    for old, new in zip(module.parameters(), copied.parameters(), strict=True):
-        new.__dict__.update(old.__dict__)  # marks that users put on parameters; torch's own copy drops them
-    return copied
 
 
 def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:

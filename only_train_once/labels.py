@@ -573,6 +573,11 @@ def _closure(products: list[Product], classes: int) -> tuple[sparse.csr_matrix, 
     if not rows:
         return sparse.identity(classes, dtype=bool, format="csr"), np.arange(classes, dtype=np.int64)
     r, c = np.concatenate(rows), np.concatenate(cols)
+    if not dependent[c].any():  # no product inside another, as nearly always: a row says it all
+        alone = np.flatnonzero(~dependent)
+        entries = (np.concatenate([alone, r]), np.concatenate([alone, c]))
+        members = sparse.csr_matrix((np.ones(len(entries[0]), dtype=bool), entries), shape=(classes, classes))
+        return members, connected_components(members, directed=False)[1].astype(np.int64)
     # counts of paths, which 8 bits would not hold
     parents = sparse.csr_matrix((np.ones(len(r), dtype=np.int32), (r, c)), shape=(classes, classes))
     _, component = connected_components(parents, directed=False)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .budgets import CostModel, Costs
+from .copying import copy_module
 from .errors import ConfigurationError, OTOError, SurgeryError, VerificationError
 from .flops import count_flops, observing
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import call_model, cast_inputs, copy_module
+from .inputs import call_model, cast_inputs
 from .latency import LatencyTable, measure_latency
 from .masking import regions
 from .optim import attach as attach_method
@@ -632,7 +633,8 @@ class OTO:
         own = next((t.device for t in self._named_tensors().values()), torch.device("cpu"))
         where = own if device is None else torch.device(device)
         workload = self.groups.workload
-        assert workload is not None
+        if workload is None:
+            raise ConfigurationError("the operators of these groups are not known: partition_pzigs() finds them again")
         if where == own:
             model = copy_module(self.model)
             with observing(model):

@@ -79,16 +79,21 @@ class Recorder(TorchDispatchMode):
         self.uses: list[SizeUse] = []
         self.equal_parts: list[EqualParts] = []
         self.counts: dict[int, SizeUse] = {}
-        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.modules = dict(model.named_modules())
+        self.paths = {id(m): path for path, m in self.modules.items()}
         self.names: dict[int, tuple[ValueKind, str]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
+        devices: set[int] = set()
         for kind, named in (
             (ValueKind.PARAMETER, model.named_parameters(remove_duplicate=False)),
             (ValueKind.BUFFER, model.named_buffers(remove_duplicate=False)),
         ):
             for name, tensor in named:
+                if tensor.device.type == "cuda":
+                    devices.add(tensor.device.index)
                 _, first = self.names.setdefault(id(tensor), (kind, name))
                 self.aliases[first] = (*self.aliases.get(first, ()), name)
+        self.devices = sorted(devices)  # CUDA devices of the model
         self.example: int | None = None  # nodes of the first pass
         self.training: int | None = None  # first node of a pass in training mode
         self.inputs: list[int] = []
@@ -129,10 +134,15 @@ class Recorder(TorchDispatchMode):
 
     def _keep(self, tensor: Tensor) -> None:
         storage = _storage_key(tensor)
-        if storage is not None:
-            self.by_storage.setdefault(storage, []).append(self.known[id(tensor)][0])
+        if storage is not None:  # memory is used again and again: those that had it before are gone
+            sharing = [held for held in self.by_storage.get(storage, ()) if held() is not None]
+            self.by_storage[storage] = [*sharing, self.known[id(tensor)][0]]
 
     # -- calls
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # compiled functions run eagerly while tracing, so there is nothing to guard every call against
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -151,7 +161,8 @@ class Recorder(TorchDispatchMode):
             inputs.append(self.value_of(tensor))
             return Ref(inputs[-1])
 
-        ref_args, ref_kwargs = replace_leaves(args, Tensor, reference), replace_leaves(kwargs, Tensor, reference)
+        ref_args = replace_leaves(args, Tensor, reference)
+        ref_kwargs = replace_leaves(kwargs, Tensor, reference) if kwargs else kwargs
         self.inside = True
         try:
             result = func(*args, **kwargs)
@@ -172,16 +183,15 @@ class Recorder(TorchDispatchMode):
             else:
                 outputs.append(self._new_value(out, ValueKind.RESULT))
                 self._keep(out)
-        updates = self._versions(written, outputs)
-        self.nodes.append(
-            Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
-        )
+        updates = self._versions(written, outputs) if written else ()
+        node = Node(len(self.nodes), func, ref_args, ref_kwargs, tuple(inputs), tuple(outputs), self.stack[-1], updates)
+        self.nodes.append(node)
         if self.constant.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in func.tags:
             self.constant.update(o for o in outputs if o is not None)
-        elif self.nodes[-1].name in _SCALAR_READS:
+        elif node.name in _SCALAR_READS:
             lines = _lines() if isinstance(result, bool) else ""
             if lines not in self.settled:
-                self.branches.append(Branch(self.nodes[-1].index, self.stack[-1], lines))
+                self.branches.append(Branch(node.index, self.stack[-1], lines))
             if lines in self.turned:
                 result, self.turned_at = not result, len(self.nodes)
         if self.checks is not None:
@@ -213,12 +223,12 @@ class Recorder(TorchDispatchMode):
         def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
             if id(module) in self.paths:
                 self.stack.append(self.paths[id(module)])
-                entered.append(tuple(self.value_of(t) for t in pytree.tree_leaves(args) if isinstance(t, Tensor)))
+                entered.append(tuple(map(self.value_of, tensors_in(args))))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if id(module) in self.paths and len(self.stack) > 1:
                 path = self.stack.pop()
-                outs = tuple(self.value_of(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
+                outs = tuple(map(self.value_of, tensors_in(output)))
                 self.calls.append(ModuleCall(path, entered.pop(), outs))
 
         hooks = (
@@ -302,18 +312,20 @@ class Recorder(TorchDispatchMode):
         env = dict(self.leaves)
         last: dict[int, list[int]] = {}  # node -> values that no later node needs
         seen = set(self.outputs)
+
+        def held(ref: Ref) -> Tensor:
+            return env[ref.index]
+
         for node in reversed(self.nodes):
             for index in (*node.inputs, *node.outputs, *(old for _, old in node.updates)):
                 if index is not None and index not in seen:
                     seen.add(index)
                     last.setdefault(node.index, []).append(index)
-        with torch.random.fork_rng(devices=cuda_devices(self.model)), torch.no_grad():
-            seed_generators(cuda_devices(self.model))
+        with torch.random.fork_rng(devices=self.devices), torch.no_grad():
+            seed_generators(self.devices)
             for node in self.nodes:
-                args, kwargs = (
-                    replace_leaves(given, Ref, lambda r: env[r.index]) for given in (node.args, node.kwargs)
-                )
-                result = node.op(*args, **kwargs)
+                args = replace_leaves(node.args, Ref, held)
+                result = node.op(*args, **replace_leaves(node.kwargs, Ref, held)) if node.kwargs else node.op(*args)
                 for index, out in zip(node.outputs, _flat_results(result), strict=True):
                     if index is not None:
                         env[index] = out
@@ -366,7 +378,7 @@ class Recorder(TorchDispatchMode):
     def graph(self, untrusted: Mapping[int, str] | None = None) -> Graph:
         """The finished graph."""
         tensors = {v.name: v.index for v in self.values if v.kind in (ValueKind.PARAMETER, ValueKind.BUFFER)}
-        modules = dict(self.model.named_modules())
+        modules = self.modules
         return Graph(
             nodes=tuple(self.nodes),
             values=tuple(self.values),
@@ -406,14 +418,30 @@ def replace_leaves(value: Any, cls: type, function: Callable[[Any], Any]) -> Any
     """The arguments of an operator (they nest in tuples, lists and dictionaries only) with some leaves replaced."""
     if isinstance(value, cls):
         return function(value)
-    if type(value) in (tuple, list):
-        return type(value)([replace_leaves(item, cls, function) for item in value])
-    if type(value) is dict:
+    kind = type(value)
+    if kind is tuple or kind is list:  # numbers, most of what they hold, are told apart here, without a call
+        return kind([x if type(x) in _NUMBERS else replace_leaves(x, cls, function) for x in value])
+    if kind is dict:
         return {key: replace_leaves(item, cls, function) for key, item in value.items()}
     return value
 
 
+_NUMBERS = frozenset({int, float, bool, type(None)})  # and no subclasses, such as `SizeInt`
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among what a module takes or returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) is tuple and all(isinstance(item, Tensor) for item in value):
+        yield from value
+    else:
+        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
 def _flat_results(result: Any) -> list[Any]:
+    if isinstance(result, Tensor):
+        return [result]
     if isinstance(result, (list, tuple)):
         return [item for part in result for item in (part if isinstance(part, (list, tuple)) else (part,))]
     return [result]
@@ -457,8 +485,3 @@ def seed_generators(devices: Sequence[int]) -> None:
     torch.default_generator.manual_seed(0)
     for device in devices:
         torch.cuda.default_generators[device].manual_seed(0)
-
-
-def cuda_devices(model: nn.Module) -> list[int]:
-    devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
-    return [d.index or 0 for d in devices]

@@ -7,7 +7,7 @@ One handler for each kind of function that takes sizes; what it reads is noted i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -369,9 +369,9 @@ def _dims_consumed(item: Any) -> int:
     return 1
 
 
-def instrument(model: nn.Module, log: SizeLog) -> None:
-    """Replace the int attributes of every module by ints that know their name."""
-    for path, module in model.named_modules():
+def instrument(modules: Mapping[str, nn.Module], log: SizeLog) -> None:
+    """Replace the int attributes of every module, given by path, by ints that know their name."""
+    for path, module in modules.items():
         for name, value in list(vars(module).items()):
             if name.startswith("_") or name in _NOT_SIZES:
                 continue

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from . import masking
+from .copying import copy_module
 from .errors import ConfigurationError, SurgeryError
 from .groups import ParamSlice, PruningGroup, Role
-from .inputs import copy_module, in_float64
+from .inputs import in_float64
 from .norms import (
     FullWidthGatedRMSNorm,
     FullWidthGroupNorm,

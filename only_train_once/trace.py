@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .collector import few_collections
+from .copying import borrowed
 from .errors import ConfigurationError, TraceError
 from .graph import Graph
-from .inputs import Inputs, call_model, clone_inputs, copy_module, fresh_inputs, no_fast_paths, tensors_of
-from .recorder import Recorder, cuda_devices, seed_generators
+from .inputs import Inputs, call_model, clone_inputs, fresh_inputs, no_fast_paths, tensors_of
+from .recorder import Recorder, seed_generators
 from .size_reader import SizeReader, inline_python_functions, instrument
 from .sizes import SizeLog
 
@@ -31,6 +33,7 @@ _FRUITLESS = 8  # so many of those in a row are enough
 _OTHER_OUTCOMES = 24  # passes at most in which a decision on data comes out the other way
 
 
+@few_collections()
 def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph:
     """Capture one forward pass of ``model`` on ``inputs``.
 
@@ -72,20 +75,23 @@ def trace(model: nn.Module, inputs: Inputs, *, provenance: bool = True) -> Graph
 
 
 def _trace_checked(model: nn.Module, inputs: Any, *, provenance: bool) -> Graph:
-    recorder, log = _record(model, inputs, provenance=provenance, checksums=False)
-    untrusted: dict[int, str] = {}
-    if not any(t.is_meta for t in recorder.leaves.values()) and not recorder.replays():
-        # Something the operators do not show changed the result. Run again with a checksum per node to find where.
-        logger.warning("replaying the captured graph does not reproduce the model's output; locating the difference")
-        recorder, log = _record(model, inputs, provenance=provenance, checksums=True)
-        untrusted = recorder.divergence()
-    if recorder.hidden():
-        _record_other_inputs(recorder, log, inputs)
-    if recorder.hidden():
-        _record_other_outcomes(recorder, log, inputs)
-    if recorder.unused():
-        _record_training(recorder, log, inputs)
-    return recorder.graph(untrusted)
+    with ExitStack() as stack:
+        copied = stack.enter_context(borrowed(model, TraceError))
+        recorder, log = _record(copied, inputs, provenance=provenance, checksums=False)
+        untrusted: dict[int, str] = {}
+        if not any(t.is_meta for t in recorder.leaves.values()) and not recorder.replays():
+            # Something the operators do not show changed the result. Run again with a checksum per node to find where.
+            logger.warning("replaying the graph does not reproduce the model's output; locating the difference")
+            copied = stack.enter_context(borrowed(model, TraceError))
+            recorder, log = _record(copied, inputs, provenance=provenance, checksums=True)
+            untrusted = recorder.divergence()
+        if recorder.hidden():
+            _record_other_inputs(recorder, log, inputs)
+        if recorder.hidden():
+            _record_other_outcomes(recorder, log, inputs)
+        if recorder.unused():
+            _record_training(recorder, log, inputs)
+        return recorder.graph(untrusted)
 
 
 def _record_other_inputs(recorder: Recorder, log: SizeLog | None, inputs: Inputs) -> None:
@@ -178,13 +184,12 @@ def _record_training(recorder: Recorder, log: SizeLog | None, inputs: Inputs) ->
 
 
 def _record(model: nn.Module, inputs: Inputs, *, provenance: bool, checksums: bool) -> tuple[Recorder, SizeLog | None]:
-    """Run a copy of the model in evaluation mode."""
-    model = copy_module(model, TraceError)
+    """Run a model, which is ours to change, in evaluation mode."""
     model.eval()
     recorder = Recorder(model, checksums=checksums)
     log = SizeLog() if provenance else None
     if log is not None:
-        instrument(model, log)
+        instrument(recorder.modules, log)
     _run(recorder, log, clone_inputs(inputs))
     return recorder, log
 
@@ -194,8 +199,8 @@ def _run(recorder: Recorder, log: SizeLog | None, inputs: Inputs) -> None:
     recorder.start(inputs)
     try:
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
-            seed_generators(cuda_devices(model))
+            stack.enter_context(torch.random.fork_rng(devices=recorder.devices))
+            seed_generators(recorder.devices)
             stack.enter_context(torch.no_grad())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")

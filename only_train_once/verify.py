@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copying import copy_module
 from .errors import ConfigurationError, TraceError, VerificationError
 from .inputs import (
     Inputs,
     call_model,
     cast_inputs,
     clone_inputs,
-    copy_module,
     fresh_inputs,
     in_float64,
     named_outputs,

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import only_train_once
 from only_train_once import checkpoint
+from only_train_once.copying import copy_module
 from only_train_once.errors import NothingPrunableError
 from only_train_once.groups import GroupList, Kind, Role, find_groups
-from only_train_once.inputs import call_model, copy_module, output_tensors
+from only_train_once.inputs import call_model, output_tensors
 from only_train_once.optim import attach
 from only_train_once.optim.selection import nearest_total
 from only_train_once.surgery import construct_subnet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import random
 from collections.abc import Callable
@@ -238,3 +239,24 @@ def test_a_size_that_is_computed_with_has_to_stay(function: Callable[[Tensor], T
 def test_a_size_from_numel_is_followed() -> None:
     model = Scaled(lambda h: h.view(-1, h.numel() // h.shape[0]))
     assert "fc1" in {g.name for g in find_groups(trace(model, torch.randn(3, 6))).prunable}
+
+
+@pytest.mark.parametrize("before", [(700, 10, 10), (0, 10, 10), (10**6, 60, 2000)])
+def test_the_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
+    usual, seen = gc.get_threshold(), []
+
+    class Asking(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(gc.get_threshold())
+            return super().forward(x)
+
+    try:
+        gc.set_threshold(*before)
+        trace(Asking(3, 3), torch.randn(2, 3))
+        after = gc.get_threshold()
+        with pytest.raises(TraceError):
+            trace(Asking(3, 3), torch.randn(2, 5))
+        assert gc.get_threshold() == after == before
+    finally:
+        gc.set_threshold(*usual)
+    assert all(s == before if before[0] == 0 else s[0] >= max(before[0], 10_000) for s in seen)

@@ -41,7 +41,7 @@ def check(build: Callable[[], Network], repeats: int = 3) -> dict[str, Any]:
         network = build()
         model, inputs = network.model.eval(), network.inputs(0)
         randomize(model)
-        forward, analysis = _times(model, inputs, repeats)
+        times = timing(model, inputs, repeats)
         graph = trace(model, inputs)
         unknown = sorted(
             {
@@ -53,9 +53,7 @@ def check(build: Callable[[], Network], repeats: int = 3) -> dict[str, Any]:
         record: dict[str, Any] = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "operators": len(graph.nodes),
-            "forward_s": round(statistics.median(forward), 4),
-            "analysis_s": round(statistics.median(analysis), 4),
-            "ratio": round(statistics.median(a / f for a, f in zip(analysis, forward, strict=True)), 2),
+            **times,
             "instrumented": graph.provenance,
             "untrusted": len(graph.untrusted),
             "without_rule": unknown,
@@ -72,8 +70,21 @@ def check(build: Callable[[], Network], repeats: int = 3) -> dict[str, Any]:
     return record
 
 
-def _times(model: nn.Module, inputs: Inputs, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of one eager forward and of a whole analysis, in turns; long ones are run once."""
+def cost(build: Callable[[], Network], repeats: int = 5) -> dict[str, Any]:
+    """Only what the analysis of a network costs, as JSON fields."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = build()
+        model, inputs = network.model.eval(), network.inputs(0)
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "operators": len(trace(model, inputs).nodes),
+            **timing(model, inputs, repeats),
+        }
+
+
+def timing(model: nn.Module, inputs: Inputs, repeats: int) -> dict[str, float]:
+    """Processor seconds of one eager forward and of a whole analysis, in turns; long ones are run once."""
     forward, analysis = [], []
     with torch.no_grad():
         call_model(model, inputs)
@@ -82,13 +93,17 @@ def _times(model: nn.Module, inputs: Inputs, repeats: int) -> tuple[list[float],
             analysis.append(_seconds(lambda: find_groups(trace(model, inputs))))
             if analysis[0] > 2:  # long enough to be told from noise
                 break
-    return forward, analysis
+    return {
+        "forward_s": round(statistics.median(forward), 4),
+        "analysis_s": round(statistics.median(analysis), 4),
+        "ratio": round(statistics.median(a / f for a, f in zip(analysis, forward, strict=True)), 2),
+    }
 
 
 def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()  # of the processor: others on the machine do not count
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _cut(model: nn.Module, groups: GroupList, network: Network, build: Callable[[], Network]) -> dict[str, Any]:

@@ -18,25 +18,26 @@ def source(library: str) -> Any:
     return importlib.import_module(f"benchmarks.zoo.{library}_models")
 
 
-def _child(pipe: Connection, library: str, name: str, memory: float) -> None:
+def _child(pipe: Connection, library: str, name: str, memory: float, job: str) -> None:
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        from benchmarks.zoo.check import check
-
         models = source(library)
-        pipe.send(check(lambda: models.build(name)))
+        module, _, function = job.rpartition(".")
+        pipe.send(getattr(importlib.import_module(module), function)(lambda: models.build(name)))
     except BaseException as error:
         lines = traceback.format_exc().strip().splitlines()
         where = [line.strip() for line in lines if line.strip().startswith("File")][-3:]
         pipe.send({"error": f"{type(error).__name__}: {error}"[:600], "where": where})
 
 
-def run(library: str, name: str, timeout: float, memory: float) -> dict[str, Any]:
-    """One network in a process of its own."""
+def run(
+    library: str, name: str, timeout: float, memory: float, job: str = "benchmarks.zoo.check.check"
+) -> dict[str, Any]:
+    """One network in a process of its own; ``job`` names a function of what builds it."""
     context = multiprocessing.get_context("forkserver")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, library, name, memory))
+    process = context.Process(target=_child, args=(there, library, name, memory, job))
     start = time.perf_counter()
     process.start()
     there.close()

@@ -7,7 +7,7 @@ operands that are zero, and asked whether all results are zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def pointwise(c: Context, node: Node) -> None:
         return
     operands = list(dict.fromkeys(c.tensors(node)))
     shape = c.shape(out)
-    question = _question(c, node, operands)
+    question: _Question | None = None  # asked only where a dim carries something
     dims: list[Dim] = []
     for d, size in enumerate(shape):
         carried: list[Dim] = []
@@ -59,7 +59,8 @@ def pointwise(c: Context, node: Node) -> None:
             if node.name == "aten.add" and len(operands) > 1 and not c.from_params & set(operands):
                 c.mark(joined, Mark.STREAM)
             flags = _flags(carried, size)
-            joined = joined.with_zero(_per_column(flags, lambda zeros: _gives_zero(node, question, zeros)))
+            question = question or _question(c, node, operands)
+            joined = joined.with_zero(_per_column(flags, partial(_gives_zero, node, question)))
             for row, index in enumerate(operands):
                 if flags[row].any() and _breaks_at(c, node, question, operands, row):
                     c.broken_by_zero(node, index, d - len(shape) + c.rank(index), joined.ids[flags[row]])
