@@ -1,88 +1,186 @@
-"""What a step of an optimizer with a method attached costs, as a ratio to the base optimizer's own step.
+"""What a step of an optimizer with a method attached costs, next to the base optimizer's own step.
 
     python -m benchmarks.step_cost            writes benchmarks/results/step_cost.md
+    python -m benchmarks.step_cost hesso      only rows with this in their name, printed
 
-Two copies of a ResNet-18 with fixed gradients; the two optimizers step in turns in one process, and the median of the
-ratio is taken over the steps before, during and after pruning. The forward and backward pass are not in it.
+Two copies of a network with fixed gradients; the two optimizers step in turns in one process, and the median of the
+ratio is taken over the steps before, during and after pruning. The forward and backward pass are not in it. Memory is
+what tensors take at most from the first step on, weights and gradients included, again over the base optimizer's.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
 from only_train_once import OTO
 
 START, STEPS, END = 30, 180, 260
+
+
+def resnet18() -> tuple[nn.Module, Any]:
+    import torchvision
+
+    return torchvision.models.resnet18(weights=None), torch.randn(2, 3, 64, 64)
+
+
+def bert() -> tuple[nn.Module, Any]:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=8192, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536
+    )
+    return transformers.BertForSequenceClassification(config), {"input_ids": torch.randint(0, 8192, (2, 16))}
+
+
+def gpt() -> tuple[nn.Module, Any]:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=16384, n_embd=512, n_layer=7, n_head=8, n_positions=256, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config), {"input_ids": torch.randint(0, 16384, (2, 16))}
+
+
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "ResNet-18": resnet18, "BERT-like, 6 layers": bert, "GPT-like, 30 M": gpt
+}  # fmt: skip
+_KERNELS = {"for-loop": {"foreach": False, "fused": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-    "SGD momentum, for-loop": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "foreach": False}),
-    "SGD momentum, foreach": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "foreach": True}),
-    "AdamW, foreach": (torch.optim.AdamW, {"lr": 1e-3, "foreach": True}),
-    "AdamW, fused": (torch.optim.AdamW, {"lr": 1e-3, "fused": True}),
+    f"{name}, {kernel}": (cls, {**options, **chosen})
+    for name, cls, options in (
+        ("SGD momentum", torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+        ("AdamW", torch.optim.AdamW, {"lr": 1e-3}),
+    )
+    for kernel, chosen in _KERNELS.items()
 }
 _PERIODS = {"start_pruning_step": START, "pruning_steps": STEPS, "pruning_periods": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "hesso": _PERIODS,
-    "hspg": {**_PERIODS, "warm_up_steps": START},
-    "ada_hspg": _PERIODS,
-    "dhspg": _PERIODS,
     "hesso_cric": {
         "start_cric_step": START, "sampling_steps": 30, "max_cycle_period": 3, "hybrid_training_steps": STEPS - 90,
     },
+    "hspg": {**_PERIODS, "warm_up_steps": START},
+    "ada_hspg": _PERIODS,
+    "dhspg": _PERIODS,
 }  # fmt: skip
-ROWS = [*(("hesso", base) for base in BASES), *((method, "SGD momentum, foreach") for method in [*METHODS][1:])]
+# HESSO with everything; what else a method does at a step does not depend on the base optimizer
+ROWS = [
+    *(("hesso", network, base) for network in NETWORKS for base in BASES),
+    *((method, network, "SGD momentum, foreach") for method in [*METHODS][1:] for network in NETWORKS),
+    *((method, "ResNet-18", "AdamW, fused") for method in [*METHODS][1:]),
+]
 
 
-def seconds(optimizer: torch.optim.Optimizer) -> float:
-    start = time.perf_counter()
-    optimizer.step()
-    return time.perf_counter() - start
+class Live(TorchDispatchMode):
+    """Bytes of tensors that are alive, from when they were made inside."""
+
+    def __init__(self, begin: int) -> None:
+        super().__init__()
+        self.now = self.peak = begin
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(out):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if id(storage) in given or storage._cdata in self.known or not storage.nbytes():
+                continue
+            self.known.add(storage._cdata)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
 
 
-def row(method: str, name: str) -> str:
-    import torchvision
-
-    cls, options = BASES[name]
-    plain = torchvision.models.resnet18(weights=None)
+def prepared(method: str, network: str, base: str) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """The base optimizer, and one with the method, over two copies of a network with gradients."""
+    torch.manual_seed(0)
+    cls, options = BASES[base]
+    plain, inputs = NETWORKS[network]()
     pruned = copy.deepcopy(plain)
-    oto = OTO(pruned, torch.randn(2, 3, 64, 64))
-    base, attached = (cls(m.parameters(), **options) for m in (plain, pruned))
-    oto.attach(attached, method=method, target_group_sparsity=0.5, **METHODS[method])
+    oto = OTO(pruned, inputs)
+    one, other = (cls(m.parameters(), **options) for m in (plain, pruned))
+    oto.attach(other, method=method, target_group_sparsity=0.5, **METHODS[method])
     for model in (plain, pruned):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
+    return one, other
+
+
+def seconds(optimizer: torch.optim.Optimizer) -> float:
+    start = time.process_time()
+    optimizer.step()
+    return time.process_time() - start
+
+
+def peak(optimizer: torch.optim.Optimizer, steps: int) -> int:
+    """Bytes of tensors at most during the first steps."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with Live(sum(2 * p.numel() * p.element_size() for p in parameters)) as live:
+        for _ in range(steps):
+            optimizer.step()
+    return live.peak
+
+
+def row(method: str, network: str, base: str) -> str:
+    one, other = prepared(method, network, base)
     ratios: dict[str, list[float]] = {"before": [], "during": [], "after": []}
     for step in range(END):
-        one, other = seconds(base), seconds(attached)
+        first, second = seconds(one), seconds(other)
         phase = "before" if step < START else "during" if step < START + STEPS else "after"
-        ratios[phase].append(other / one)
-    return " | ".join([f"| {method} | {name}", *(f"{statistics.median(r):.2f}" for r in ratios.values())]) + " |"
+        ratios[phase].append(second / first)
+    one, other = prepared(method, network, base)
+    steps = START + STEPS // 3 + 2  # the first scoring and its window, and the second period's
+    memory = peak(other, steps) / peak(one, steps)
+    cells = [f"| {method} | {network} | {base}", *(f"{statistics.median(r):.2f}" for r in ratios.values())]
+    return " | ".join([*cells, f"{memory:.2f}"]) + " |"
 
 
 def main() -> None:
-    torch.manual_seed(0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", default="")
+    part = parser.parse_args().part
     torch.set_num_threads(1)
-    rows = [row(method, base) for method, base in ROWS]
+    rows = []
+    for method, network, base in ROWS:
+        if part in f"{method} {network} {base}":
+            rows.append(row(method, network, base))
+            print(rows[-1], flush=True)
     text = [
         "# Cost of a step",
         "",
-        f"`python -m benchmarks.step_cost` with torch {torch.__version__}, 1 thread, CPU: the optimizer's step alone "
-        "with a method attached over the same step without, ResNet-18, median of interleaved steps. The forward and "
-        "backward pass, which take most of an iteration, are not in it.",
+        f"`python -m benchmarks.step_cost` with torch {torch.__version__}, 1 thread, CPU, processor time: the "
+        "optimizer's step alone with a method attached over the same step without, median of interleaved steps. The forward and "
+        "backward pass, which take most of an iteration, are not in it. *memory*: what tensors take at most, weights, "
+        "gradients and averaging windows included, over the same without a method.",
         "",
-        "| method | base | before pruning | during | after |",
-        "|---|---|---:|---:|---:|",
+        "| method | network | base | before pruning | during | after | memory |",
+        "|---|---|---|---:|---:|---:|---:|",
         *rows,
         "",
     ]
-    Path("benchmarks/results/step_cost.md").write_text("\n".join(text))
-    print("\n".join(rows))
+    if not part:
+        Path("benchmarks/results/step_cost.md").write_text("\n".join(text))
 
 
 if __name__ == "__main__":
