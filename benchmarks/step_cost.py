@@ -170,9 +170,9 @@ def main() -> None:
         "# Cost of a step",
         "",
         f"`python -m benchmarks.step_cost` with torch {torch.__version__}, 1 thread, CPU, processor time: the "
-        "optimizer's step alone with a method attached over the same step without, median of interleaved steps. The forward and "
-        "backward pass, which take most of an iteration, are not in it. *memory*: what tensors take at most, weights, "
-        "gradients and averaging windows included, over the same without a method.",
+        "optimizer's step alone with a method attached over the same step without, median of interleaved steps. "
+        "The forward and backward pass, which take most of an iteration, are not in it. *memory*: what tensors take at "
+        "most, weights, gradients and averaging windows included, over the same without a method.",
         "",
         "| method | network | base | before pruning | during | after | memory |",
         "|---|---|---|---:|---:|---:|---:|",
