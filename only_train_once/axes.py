@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .graph import Expr, Graph, Guard, Node, SizeUse, ValueKind
-from .labels import Ids, Kind, Label, Solution, Spread, kinds_of
+from .labels import Dim, Ids, Kind, Label, Solution, Spread, kinds_of
 from .rules import Context, registered
 from .rules.pointwise import is_pointwise, pointwise
 from .rules.registry import Attribute, NormSite, is_float
@@ -36,6 +36,7 @@ class Axes:
         norms: norms whose statistics run over labelled ids.
         leaks: ids whose units receive a gradient at zero.
         multiples: (ids, number): what leaves of these ids is a multiple of the number.
+        labels: value -> what its dims carry.
         unknown: operators without a rule and the modules they ran in.
     """
 
@@ -48,6 +49,7 @@ class Axes:
     norms: list[NormSite]
     leaks: Ids
     multiples: list[tuple[Ids, int]] = field(default_factory=list)
+    labels: dict[int, list[Dim]] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -437,7 +439,9 @@ def _collect(c: Context, solution: Solution, bound: dict[Attribute, Ids]) -> Axe
         if c.leaks
         else np.empty(0, dtype=np.int64)
     )
-    return Axes(graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.store.multiples, c.unknown)
+    return Axes(
+        graph, solution, tensors, zero, consumers, attributes, c.norms, leaks, c.store.multiples, c.labels, c.unknown
+    )
 
 
 def _roles(c: Context, solution: Solution) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:

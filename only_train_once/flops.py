@@ -83,6 +83,13 @@ def _baddbmm(out: Tensor, bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any
     return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
 
 
+@_counts("_grouped_mm", "_scaled_grouped_mm")
+def _grouped_mm(out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Every row meets the matrix of its group alone; where both have three dims, it is a batch of products."""
+    batch = a.shape[0] if a.dim() == b.dim() == 3 else 1
+    return 2 * batch * a.shape[-2] * a.shape[-1] * b.shape[-1]
+
+
 @_counts("mv", "dot", "vdot")
 def _mv(out: Tensor, a: Tensor, *_: Any, **__: Any) -> int:
     return 2 * a.numel()

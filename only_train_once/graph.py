@@ -254,6 +254,7 @@ class Graph:
         branches: data-dependent decisions.
         untrusted: values that a replay of the graph did not reproduce, with the reason.
         unused: parameters that no call touched.
+        example: how many of the nodes ran on the example; further passes follow what else can run. None for all.
         training: index of the first node that only training mode ran; None where that was not looked at.
         provenance: False when the model did not run with instrumented sizes; all literal sizes freeze then.
     """
@@ -275,6 +276,7 @@ class Graph:
     branches: tuple[Branch, ...] = ()
     untrusted: Mapping[int, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    example: int | None = None
     training: int | None = None
     provenance: bool = True
 

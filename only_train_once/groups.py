@@ -35,6 +35,7 @@ from .errors import ConfigurationError
 from .graph import Graph, ValueKind
 from .labels import Kind, Solution, kinds_of
 from .multiples import leave_in_multiples
+from .workload import Workload, find_workload
 
 
 class Role(str, Enum):
@@ -168,8 +169,9 @@ class PruningGroup:
 class GroupList(Sequence[PruningGroup]):
     """An immutable, printable sequence of groups that can also be asked by name."""
 
-    def __init__(self, groups: Sequence[PruningGroup]) -> None:
+    def __init__(self, groups: Sequence[PruningGroup], workload: Workload | None = None) -> None:
         self._groups = tuple(groups)
+        self.workload = workload  # what a forward pass takes, as a function of their units; None: not known
         self._by_name = {g.name: g for g in self._groups}
         if len(self._by_name) != len(self._groups):
             seen: set[str] = set()
@@ -186,7 +188,7 @@ class GroupList(Sequence[PruningGroup]):
         if isinstance(key, str):
             return self._by_name[key]
         if isinstance(key, slice):
-            return GroupList(self._groups[key])
+            return GroupList(self._groups[key], self.workload)
         return self._groups[key]
 
     def __len__(self) -> int:
@@ -201,7 +203,7 @@ class GroupList(Sequence[PruningGroup]):
     @property
     def prunable(self) -> GroupList:
         """Only the groups whose units may be removed."""
-        return GroupList([g for g in self._groups if g.prunable])
+        return GroupList([g for g in self._groups if g.prunable], self.workload)
 
     def __str__(self) -> str:
         return "\n".join(str(g) for g in self._groups)
@@ -243,7 +245,8 @@ def find_groups(
         axes = analyse(
             graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators, skip_nodes=skip_nodes
         )
-    return GroupList(_prunable_groups(axes) + _frozen_groups(axes))
+    prunable, units = _prunable_groups(axes)
+    return GroupList(prunable + _frozen_groups(axes), find_workload(axes, units))
 
 
 _Places = list[tuple[str, int, Role, NDArray[np.int64]]]  # name, dim, role, ids
@@ -271,7 +274,8 @@ def _places(axes: Axes) -> _Places:
     return places
 
 
-def _prunable_groups(axes: Axes) -> list[PruningGroup]:
+def _prunable_groups(axes: Axes) -> tuple[list[PruningGroup], dict[str, NDArray[np.int64]]]:
+    """The groups, and the classes of the units of each by its name."""
     solution = axes.solution
     places = _places(axes)
     free = np.zeros(len(solution.frozen), dtype=bool)
@@ -287,7 +291,7 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     removed, entries = solution.removed_by(np.concatenate([ids for _, _, _, ids in places] or [np.empty(0, np.int64)]))
     keep = free[removed]
     if not keep.any():
-        return []
+        return [], {}
     units, entries = removed[keep], entries[keep]
     at = np.repeat(np.arange(len(places)), sizes)[entries]
     positions = entries - np.repeat(np.cumsum(sizes) - sizes, sizes)[entries]
@@ -299,6 +303,7 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
     alike = _alike(at, starts, lengths, kind[first_units], leaking[first_units], _factor_axes(solution)[first_units])
     multiples = leave_in_multiples(solution, axes.multiples, [first_units[members] for members in alike])
     groups: list[tuple[tuple[int, int], PruningGroup]] = []
+    classes: dict[str, NDArray[np.int64]] = {}
     names: dict[str, int] = {}
     firsts = [members[np.argmin(positions[starts[members]])] for members in alike]
     for number in sorted(range(len(alike)), key=lambda n: (at[starts[firsts[n]]], positions[starts[firsts[n]]])):
@@ -331,7 +336,8 @@ def _prunable_groups(axes: Axes) -> list[PruningGroup]:
         why = _all_stay(len(members), multiple)
         group = PruningGroup(name, list(Kind)[kind[unit]], tuple(slices), why is None, why, multiple or 1)
         groups.append(((int(at[start]), int(positions[start])), group))
-    return [group for _, group in groups]
+        classes[name] = first_units[members]
+    return [group for _, group in groups], classes
 
 
 def _all_stay(size: int, multiple: int | None) -> str | None:

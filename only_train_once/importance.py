@@ -100,7 +100,6 @@ def score_groups(
     needed = dict.fromkeys(wanted for name in resolved for wanted in CRITERIA[name].sums)
     assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
     sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles)
-
     away = sum(g.origin.group.size - g.size for g in groups if g.origin is not None)
     total: Tensor | None = None
     for name, weight in resolved.items():

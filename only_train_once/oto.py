@@ -21,17 +21,20 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from . import checkpoint
+from .budgets import CostModel, Costs
 from .copying import copy_module
 from .cutting import CutEvent, LiveCuts
 from .errors import ConfigurationError, TraceError, VerificationError
 from .exact import Attempt
-from .flops import count_flops
+from .flops import count_flops, observing
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import dtype_of, inputs_for, map_inputs
+from .inputs import call_model, dtype_of, inputs_for, map_inputs
+from .latency import LatencyTable, measure_latency
 from .masking import regions
 from .optim import AttachedOptimizer, build
 from .optim import attach as attach_method
+from .optim.arguments import SPARSITY
 from .optim.cutting import refuse_uncuttable
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
@@ -170,7 +173,7 @@ class OTO:
             skip_operators=self._skipped_operators,
             skip_nodes=self._skipped_nodes,
         )
-        self._groups = GroupList([self._with_user_freezes(group) for group in found])
+        self._groups = GroupList([self._with_user_freezes(group) for group in found], found.workload)
         self.set_trainable()
         return self.groups
 
@@ -210,7 +213,7 @@ class OTO:
                 "or analyse what is left, OTO(model, dummy_input=x)"
             )
         self._user_frozen.update({n: r for n, r in names.items() if self.groups[n].prunable})
-        self._groups = GroupList([self._with_user_freezes(group) for group in self.groups])
+        self._groups = GroupList([self._with_user_freezes(group) for group in self.groups], self.groups.workload)
 
     def set_trainable(self) -> None:
         """Freeze the groups that training cannot bring to zero: none of their zero slices takes a gradient."""
@@ -362,7 +365,7 @@ class OTO:
         first_momentum: float | None = None,
         second_momentum: float | None = None,
         variant: str | type[torch.optim.Optimizer] = "sgd",
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
         pruning_periods: int = 1,
@@ -409,7 +412,7 @@ class OTO:
         first_momentum: float | None = None,
         second_momentum: float | None = None,
         variant: str | type[torch.optim.Optimizer] = "sgd",
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         tolerance_group_sparsity: float = 0.0,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
@@ -475,7 +478,7 @@ class OTO:
             optimizer: any torch optimizer over the model's parameters.
             method: a name in `optim.METHODS`.
             physical_cuts: see `compact`; it then happens at the end of every period.
-            **config: the method's arguments.
+            **config: the method's arguments, and ``process_group`` of :func:`optim.attach`.
         """
         cuts = _flag("physical_cuts", physical_cuts)
         if cuts:
@@ -598,7 +601,7 @@ class OTO:
             return None
         full = copy.copy(self)
         assert model is not None
-        full.model = model
+        full.model, full._cuts = model, None
         full.inputs = map_inputs(_on_cpu, self.inputs if dummy_input is None else dummy_input)
         return full
 
@@ -741,6 +744,38 @@ class OTO:
             by_groups[group.name] = sum(count.by_module.get(p, 0) for p in producers) / scale
         by_nodes = {path: flops / scale for path, flops in count.by_module.items()}
         return {"total": count.total / scale, "by_nodes": by_nodes, "by_node_groups": by_groups}
+
+    def costs(
+        self, removed: Mapping[str, Sequence[int]] | None = None, latency_table: LatencyTable | None = None
+    ) -> Costs:
+        """Parameters, FLOPs, memory and (by a table) seconds of the network without some units; nothing is built.
+
+        Args:
+            removed: group name -> units; None for the full network.
+            latency_table: seconds of operators, see :meth:`measure_latency`.
+        """
+        known = {} if removed is None else removed
+        if not isinstance(known, Mapping) or not all(name in self.groups for name in known):
+            raise ConfigurationError(f"removed is {removed!r:.80}: a dict from group names to units is needed")
+        return CostModel(self.groups, self._named_tensors(), latency=latency_table).costs(known)
+
+    def measure_latency(self, device: str | torch.device | None = None, **options: Any) -> LatencyTable:
+        """Time every matrix product, convolution and attention at a grid of sizes, for ``target_latency``.
+
+        Args:
+            device: where; None for the model's. What is no such operator counts only there.
+            **options: see :func:`latency.measure_latency`.
+        """
+        own = next((t.device for t in self._named_tensors().values()), torch.device("cpu"))
+        where = own if device is None else torch.device(device)
+        workload = self.groups.workload
+        if workload is None:
+            raise ConfigurationError("the operators of these groups are not known: partition_pzigs() finds them again")
+        if where == own:
+            model = copy_module(self.model)
+            with observing(model):
+                return measure_latency(workload, where, total=lambda: call_model(model, self._inputs_now()), **options)
+        return measure_latency(workload, where, **options)
 
     def compute_num_params(self, in_million: bool = True, in_billion: bool = False) -> float:
         """Number of parameters, a tied one counted once."""

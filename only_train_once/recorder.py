@@ -94,6 +94,7 @@ class Recorder(TorchDispatchMode):
                 _, first = self.names.setdefault(id(tensor), (kind, name))
                 self.aliases[first] = (*self.aliases.get(first, ()), name)
         self.devices = sorted(devices)  # CUDA devices of the model
+        self.example: int | None = None  # nodes of the first pass
         self.training: int | None = None  # first node of a pass in training mode
         self.inputs: list[int] = []
         self.outputs: tuple[int, ...] = ()
@@ -248,6 +249,7 @@ class Recorder(TorchDispatchMode):
         if not self.output_tensors:
             raise TraceError(f"{type(self.model).__name__} returned no tensor but {type(output).__name__}")
         self.outputs = tuple(dict.fromkeys((*self.outputs, *(self.value_of(t) for t in self.output_tensors))))
+        self.example = len(self.nodes) if self.example is None else self.example
         self.provenance = log is not None
         self.guards = tuple(dict.fromkeys(Guard(left, right, "") for left, right in (log.guards if log else ())))
 
@@ -395,6 +397,7 @@ class Recorder(TorchDispatchMode):
             branches=tuple(self.branches),
             untrusted=dict(untrusted or {}),
             unused=self.unused(),
+            example=self.example,
             training=self.training,
             provenance=self.provenance,
         )

@@ -13,7 +13,10 @@ The steps of a run are counted from 0. Pruning occupies the steps ``start .. sta
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+RAMPS = ("linear", "geometric")
 
 
 class Position(NamedTuple):
@@ -43,12 +46,23 @@ def position(step: int, *, start: int, steps: int, periods: int) -> Position | N
     return Position(period, step - start - period * (steps // periods), period_lengths(steps, periods)[period])
 
 
-def units_due(period: int, periods: int, total: int) -> int:
-    """Units chosen once ``period`` has begun: linear over the periods, exactly ``total`` in the last.
+def units_due(period: int, periods: int, total: int, units: int = 0, ramp: str = "linear") -> int:
+    """Units chosen once ``period`` has begun, exactly ``total`` in the last.
 
-    Two periods differ by at most one unit in what they add.
+    Linear over the periods: two of them differ by at most one unit in what they add. Geometric: after a share f of the
+    periods the share of all ``units`` that is left is what is left in the end to the power f.
     """
-    return total * (period + 1) // periods
+    if ramp == "linear" or period + 1 == periods:
+        return total * (period + 1) // periods
+    return units - math.ceil(left_due(period, periods, units, units - total, ramp))
+
+
+def left_due(period: int, periods: int, full: float, target: float, ramp: str = "linear") -> float:
+    """What is left of ``full`` once ``period`` has begun on the way to ``target``: linear or geometric."""
+    share = (period + 1) / periods
+    if share == 1:
+        return target
+    return full + (target - full) * share if ramp == "linear" else full * (target / full) ** share
 
 
 def linear(step: int, *, start: int, steps: int, periods: int, total: int) -> int:

@@ -356,6 +356,27 @@ def slim(way: str, folder: Path, on_meta: bool = False) -> None:
         full.construct_subnet().save(folder / f"slim-{way}-{on_meta}")
 
 
+# -- together with what else there is --------------------------------------------------------------------------------
+
+TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "a target in FLOPs": ("fsdp", {"target_flops": 0.7}),
+    "a target in parameters": ("tensor_parallel", {"target_params": 0.7}),
+    "physical cuts": ("ddp", {"target_group_sparsity": 0.5, "physical_cuts": True}),
+}
+
+
+def together(name: str, alone: bool = False) -> dict[str, Any]:
+    """Removed units and what is left of the parameters."""
+    way, arguments = TOGETHER[name]
+    run, model = Run(way, "block", "hesso"), make("block")
+    oto = OTO(model, example())
+    wrapped = WAYS["alone" if alone else way][0](model)
+    rest = {k: v for k, v in config("hesso").items() if k != "target_group_sparsity"}
+    optimizer: Any = oto.attach(base_of(run, wrapped), **rest, **arguments)
+    train(run, wrapped, optimizer, range(STEPS), alone)
+    return {"removed": optimizer.removed, "weights": [whole(p.detach()).clone() for p in model.parameters()]}
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -465,6 +486,7 @@ def main(name: str) -> None:
             slim(way, folder)
         slim("fsdp", folder, on_meta=True)
         results["refusals"] = refusals()
+        results["together"] = {name: together(name) for name in TOGETHER}
     results["parts"] = parts()
     results |= {f"{run} goes on": go_on(run, size, folder) for run in STOPPED}
     torch.save(results, folder / f"{size}-{rank}.pt")

@@ -139,6 +139,17 @@ def test_cut_from_a_sharded_checkpoint(launched: Launch, folder: Path) -> None:
     assert sum(b - a for runs in subnet.record.removed.values() for a, b in runs) == removed > 0
 
 
+@pytest.mark.parametrize("name", spread.TOGETHER)
+def test_together_with_targets_and_cuts(name: str, launched: Launch) -> None:
+    expected = spread.together(name, alone=True)
+    assert sum(map(len, expected["removed"].values())) > 0
+    for results in launched(2):
+        found = results["together"][name]
+        assert found["removed"] == expected["removed"]
+        for a, b in zip(found["weights"], expected["weights"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
 def test_two_runs_side_by_side(launched: Launch) -> None:
     runs = {str(run): run for run in (spread.Run("fsdp", "block", "hesso"), spread.Run("fsdp", "mlp", "dhspg"))}
     results = [each["pairs"] for each in launched(4)]

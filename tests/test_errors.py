@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import itertools
 import json
 import logging
 import math
@@ -42,6 +43,7 @@ from only_train_once.errors import (
 from only_train_once.groups import PruningGroup
 from only_train_once.inputs import call_model
 from only_train_once.masking import Tensors
+from only_train_once.optim import attach
 
 from .zoo import MLP, ZOO, Case, ConvNet, Gated
 
@@ -344,6 +346,120 @@ HESSO = [
     *arguments(C, "{name} is {value}; it has to be True or False", fixed_zero_groups=["no", 1, None]),
     Row("hesso-adam-beta", lambda w: w.hesso(variant="adam", first_momentum=2), C, "Adam refuses its .*index 0: 2"),
     Row("hesso-adam-dampening", lambda w: w.hesso(variant="adam", dampening=0.1), C, "Adam has no argument dampening"),
+]
+
+LAYERS = {"sizes": [[1, 6]], "seconds": [0.1, 0.2]}
+
+
+BUDGETED = itertools.cycle(("hesso", "hesso_cric", "hspg", "dhspg", "ada_hspg"))
+
+
+def budget(name: str, message: str, methods: int = 1, **changes: Any) -> list[Row]:
+    """Arguments that all methods share, for some of them in turn."""
+
+    def act(world: World, method: str) -> Any:
+        return world.oto.attach(world.plain, method=method, **changes)
+
+    return [
+        Row(f"budget-{name}-{method}", functools.partial(act, method=method), C, message)
+        for method in itertools.islice(BUDGETED, methods)
+    ]
+
+
+BUDGETS = [
+    *(
+        row
+        for measure in ("params", "flops", "memory")
+        for value in (0, -0.1, math.nan, math.inf, True, "half", [0.5])
+        for row in budget(
+            f"{measure}={value!r}",
+            rf"target_{measure} is {_escape(repr(value)) if isinstance(value, str) else '.*'}; the rule is 0 < "
+            rf"target_{measure} <= 1, the share that is kept, or the number itself above 1",
+            **{f"target_{measure}": value},
+        )
+    ),
+    *(
+        row
+        for value in (0, 1.5, math.nan, True, "5", "0 ms", "5 min")
+        for row in budget(
+            f"latency={value!r}",
+            "target_latency is .*; the rule is 0 < target_latency <= 1, the share that is kept, or a text like '5 ms'",
+            target_latency=value,
+        )
+    ),
+    *budget("two", "target_params and target_flops are given; a network has one", target_params=0.5, target_flops=0.5),
+    *budget(
+        "units-too",
+        r"target_group_sparsity \(0.5\) and target_flops \(0.3\) are given; .* leave one of them",
+        methods=5,
+        target_flops=0.3,
+        target_group_sparsity=0.5,
+    ),
+    *budget("larger", "target_params is 9999.0; the full model has 103 parameters.*give less", target_params=9999),
+    *budget(
+        "out-of-reach",
+        "target_params is 0.1, that is 10 parameters of 103 parameters; the smallest that can be reached is 13 "
+        "parameters, 0.1263 of it: give at least that",
+        methods=5,
+        target_params=0.1,
+    ),
+    *budget("no-table", "target_latency is given without a latency_table.*measure_latency", target_latency=0.5),
+    *budget("table", "latency_table is 5; it has to be a LatencyTable or the dictionary", latency_table=5),
+    *budget("table-rest", "'rest' is -1; it has to be seconds", latency_table={"layers": {}, "rest": -1}),
+    *budget("table-layer", "layer 'a' needs 'sizes'", latency_table={"layers": {"a": {"sizes": [[1]]}}}),
+    *budget(
+        "table-shape",
+        r"layer 'a' has \[2\] sizes, and seconds of shape \[3\]",
+        latency_table={"layers": {"a": {"sizes": [[1, 6]], "seconds": [1, 2, 3]}}},
+    ),
+    *budget(
+        "table-order",
+        "sizes of the layer 'a' have to ascend",
+        latency_table={"layers": {"a": {"sizes": [[6, 1]], "seconds": [1, 2]}}},
+    ),
+    *budget(
+        "table-nan",
+        "seconds of the layer 'a' have to be numbers, at least 0",
+        latency_table={"layers": {"a": {"sizes": [[1, 6]], "seconds": [1, math.nan]}}},
+    ),
+    *budget(
+        "table-missing",
+        r"latency_table has no layer 'fc1:addmm'; it has 1, like \['a'\].*groups.workload.operators",
+        target_latency=0.5,
+        latency_table={"layers": {"a": LAYERS}},
+    ),
+    *budget(
+        "table-dims",
+        "the layer 'fc1:addmm' has sizes for 0 dims; units shorten 1 dims of it",
+        target_latency=0.5,
+        latency_table={"layers": {"fc1:addmm": {"sizes": [], "seconds": 0.1}}},
+    ),
+    *(
+        row
+        for name in ("min_units", "max_units")
+        for value in (0, -1, 1.5, True, "3", {"fc1": 0}, {1: 1})
+        for row in budget(f"{name}={value!r}", rf"{name}.*(has|have) to be (a whole|names)", **{name: value})
+    ),
+    *budget("min-names", r"min_units names 'fc9', which is no group.*the groups are \['fc1'", min_units={"fc9": 2}),
+    *budget(
+        "max-below-min",
+        "max_units leaves at most 2 of the 10 units of group 'fc1', where at least 3 stay",
+        min_units=3,
+        max_units=2,
+    ),
+    *budget("ranking", "ranking is 'local'; it has to be one of .*'per_layer', 'per_block'", ranking="local"),
+    *budget("ramp", "ramp is 'cubic'; it has to be one of .*'linear', 'geometric'", ramp="cubic"),
+    *budget("scarcity", "scarcity is -1; it has to be a finite number, at least 0", scarcity=-1),
+    *budget("cost-exponent", "cost_exponent is .*; it has to be a finite number", cost_exponent=math.nan),
+    *budget("cost-of-units", "cost_exponent is 0.5, but the target is a share of units", cost_exponent=0.5),
+    Row(
+        "budget-groups-alone",
+        lambda w: attach(w.plain, list(w.oto.groups), w.oto._named_tensors(), target_flops=0.5),
+        C,
+        "the flops of a subnet cannot be told from these groups alone: give the GroupList that find_groups",
+    ),
+    Row("costs-of-no-group", lambda w: w.oto.costs({"fc9": [0]}), C, "a dict from group names to units"),
+    Row("costs-of-no-unit", lambda w: w.oto.costs({"fc1": [99]}), C, r"'fc1' has the units 0 to 9; \[99\] are named"),
 ]
 
 METHODS = [
@@ -909,7 +1025,7 @@ MISUSE = [
 ]
 
 
-ROWS = [*MISUSE, *HESSO, *METHODS, *ATTACH, *MODELS, *FACADE, *SUBNET, *TRAINING, *FILES]
+ROWS = [*MISUSE, *HESSO, *BUDGETS, *METHODS, *ATTACH, *MODELS, *FACADE, *SUBNET, *TRAINING, *FILES]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

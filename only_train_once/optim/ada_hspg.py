@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 
 from only_train_once.errors import NumericalError
 from only_train_once.groups import Role
-from only_train_once.optim.arguments import Schedule, finite, share
+from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, share
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import learning_rates, shrinkage
 from only_train_once.optim.hspg import half_space_step, prox_step
@@ -66,6 +66,7 @@ class AdaHspg(Staged):
         fixed_zero_groups: see `Hesso`.
         pin: see `Hesso`.
         window: steps the gradients are averaged over, see `Hesso`.
+        **budget: other targets than a share of the units, and which groups give how much, see `Budget`.
     """
 
     name = "ada_hspg"
@@ -78,7 +79,7 @@ class AdaHspg(Staged):
         epsilon: float = 0.0,
         mu: float = 1.0,
         delta: float = 1e-3,
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
         pruning_periods: int = 1,
@@ -87,15 +88,18 @@ class AdaHspg(Staged):
         fixed_zero_groups: bool = True,
         pin: str = "auto",
         window: int | None = None,
+        **budget: Any,
     ) -> None:
         for name, value in {"lmbda": lmbda, "mu": mu, "delta": delta}.items():
             finite(name, value, 0)
         share("epsilon", epsilon)
-        schedule = Schedule(target_group_sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
+        left, sparsity = Budget.of(target_group_sparsity, budget)
+        schedule = Schedule(sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
         length = schedule.pruning_steps // schedule.pruning_periods
         super().__init__(
             candidates,
             schedule,
+            left,
             Scoring(candidates, "taylor_first_order", (Role.ZERO,), window, length),  # for its averaged gradients
             first_step=schedule.start_pruning_step,
             finish_steps=finish_steps,
@@ -121,7 +125,7 @@ class AdaHspg(Staged):
     def choose(self, optimizer: Optimizer) -> None:
         if self.step < self.finishing:
             self._decide(optimizer)
-        if self.plans or self.step == self.finishing:
+        if self.goal.plans or self.step == self.finishing:
             super().choose(optimizer)
 
     def _decide(self, optimizer: Optimizer) -> None:

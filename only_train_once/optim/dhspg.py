@@ -34,16 +34,15 @@ from torch.optim import Optimizer
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
-from only_train_once.optim.arguments import Schedule, finite, one_of, share
+from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, one_of, share
 from only_train_once.optim.average import GradientAverage
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import learning_rates
 from only_train_once.optim.method import Companions, register_method
 from only_train_once.optim.scoring import Scoring, split
-from only_train_once.optim.selection import nearest_total, select, units_for
 from only_train_once.optim.stages import Staged
 from only_train_once.optim.state import saved_per_unit
-from only_train_once.schedules import position, units_due
+from only_train_once.schedules import position
 from only_train_once.sharding import locals_of
 
 SALIENCY = {"cosine_similarity": 0.5, "avg_magnitude": 0.5}  # the paper names both, and leaves their mix open
@@ -76,6 +75,7 @@ class Dhspg(Staged):
         importance_score_criteria: "default" for `SALIENCY`; otherwise see ``importance.resolve``.
         importance_roles: slices the scores look at.
         window: see `Hesso`.
+        **budget: other targets than a share of the units, and which groups give how much, see `Budget`.
     """
 
     name = "dhspg"
@@ -89,7 +89,7 @@ class Dhspg(Staged):
         hat_lmbda_coeff: float | None = None,
         epsilon: float = 0.0,
         direction: str = "step",
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         tolerance_group_sparsity: float = 0.0,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
@@ -101,6 +101,7 @@ class Dhspg(Staged):
         importance_score_criteria: Criteria = "default",
         importance_roles: Collection[Role] = (Role.ZERO,),
         window: int | None = None,
+        **budget: Any,
     ) -> None:
         given = {"lmbda": lmbda, "lmbda_amplify": lmbda_amplify, "hat_lmbda_coeff": hat_lmbda_coeff}
         for name, value in given.items():
@@ -108,9 +109,10 @@ class Dhspg(Staged):
                 finite(name, value, 1 if name == "hat_lmbda_coeff" else 0)
         share("epsilon", epsilon)
         one_of("direction", direction, DIRECTIONS)
-        schedule = Schedule(target_group_sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
+        left, sparsity = Budget.of(target_group_sparsity, budget)
+        schedule = Schedule(sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
         share("tolerance_group_sparsity", tolerance_group_sparsity)
-        reach = target_group_sparsity + tolerance_group_sparsity
+        reach = (schedule.target_group_sparsity or 0.0) + tolerance_group_sparsity
         if tolerance_group_sparsity and reach >= 1:
             raise ConfigurationError(
                 f"target_group_sparsity + tolerance_group_sparsity is {reach}; the rule is that it stays below 1"
@@ -120,6 +122,7 @@ class Dhspg(Staged):
         super().__init__(
             candidates,
             schedule,
+            left,
             Scoring(candidates, criteria, importance_roles, window, length),
             first_step=schedule.start_pruning_step,
             finish_steps=finish_steps,
@@ -128,10 +131,8 @@ class Dhspg(Staged):
         )
         self._weights = tuple(given.values())
         self.epsilon, self.direction = float(epsilon), direction
-        sizes = [g.size for g in self.groups]
-        wanted = max(self.total, units_for(self.units, reach))
-        nearest = nearest_total(sizes, [0] * len(sizes), wanted, **self.rules)
-        self.reach = max(self.total, nearest)  # size of the penalized set
+        self.set_goal = self.goal.beyond(tolerance_group_sparsity)
+        self.reach = self.set_goal.total  # size of the penalized set; at most, where the scores decide
         # 0: not penalized; p + 1: penalized since period p.  (units of all groups in order,)
         self.penalized: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
         self._flags: Tensor | None = None  # the same on the device; None: not there yet
@@ -152,15 +153,13 @@ class Dhspg(Staged):
     def choose(self, optimizer: Optimizer) -> None:
         where = position(self.step, **self.schedule.when)
         assert where is not None
-        due = units_due(where.period, self.schedule.pruning_periods, self.reach) - int((self.penalized > 0).sum())
-        if due > 0:
-            ignored = self.penalized > 0
+        ignored, periods = self.penalized > 0, self.schedule.pruning_periods
+        due = self.set_goal.due(where.period, periods, int(ignored.sum()))
+        if due > 0 if due is not None else where.t == 0:
             scores = self.scoring.scores(optimizer, self.step, ignored)
-            picked = select(scores, split(ignored, self.groups), due, self.reach, **self.rules)
-            for part, units in zip(split(self.penalized, self.groups), picked, strict=True):
-                part[units] = where.period + 1
+            self.penalized[self.set_goal.choose(scores, ignored, where.period, periods)] = where.period + 1
             self._flags = None
-        if self.plans or self.step == self.finishing:
+        if self.goal.plans or self.step == self.finishing:
             super().choose(optimizer)
 
     def next_scoring(self) -> int | None:
@@ -187,7 +186,7 @@ class Dhspg(Staged):
         else:
             dot, size = self._along_the_step(rates)
         strength = bounded(norm, dot, size, *self.weights(optimizer))
-        active = self._flags & ~space.zero & (space.zero.sum() < self.total)
+        active = self._flags & ~space.zero & (space.zero.sum() < space.total)
         coefficient = torch.where(active & (norm > 0), -strength / torch.where(norm > 0, norm, 1), 0)
         units.add_(space.tensors, space.before, coefficient, rates)
         outside, distance = space.outside(self.epsilon, square)

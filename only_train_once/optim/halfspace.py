@@ -38,12 +38,13 @@ class HalfSpace:
         self.tensors = candidates.tensors
         self.units = Units(candidates.groups, self.tensors, among=candidates.trained)
         self.zero = torch.zeros(self.units.count, dtype=torch.bool, device=self.units.device)
-        self.total = total
+        self._most = total
         self.limit(ceiling)
         self._before: dict[str, Tensor] = {}
 
     def limit(self, ceiling: Sequence[int]) -> None:
-        """Set how many units each group may have at zero."""
+        """Set how many units each group may have at zero, and with that how many may be in all."""
+        self.total = min(self._most, sum(ceiling))
         self.ceiling = torch.tensor(list(ceiling), device=self.units.device)
 
     # -- a step ----------------------------------------------------------------------------------------------------

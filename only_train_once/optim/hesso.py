@@ -14,10 +14,11 @@ device except at a period's first step.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
-from only_train_once.optim.arguments import Schedule
+from only_train_once.optim.arguments import SPARSITY, Budget, Schedule
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.method import register_method
 from only_train_once.optim.removal import Removal
@@ -41,6 +42,7 @@ class Hesso(Removal):
         importance_score_criteria: see ``importance.resolve``.
         importance_roles: slices the scores look at.
         window: steps the gradients are averaged over, this many at most T; None for ``min(T, 10)``.
+        **budget: other targets than a share of the units, and which groups give how much, see `Budget`.
     """
 
     name = "hesso"
@@ -49,7 +51,7 @@ class Hesso(Removal):
         self,
         candidates: Candidates,
         *,
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
         pruning_periods: int = 1,
@@ -59,8 +61,10 @@ class Hesso(Removal):
         importance_score_criteria: Criteria = "default",
         importance_roles: Collection[Role] = (Role.ZERO,),
         window: int | None = None,
+        **budget: Any,
     ) -> None:
-        schedule = Schedule(target_group_sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
+        left, sparsity = Budget.of(target_group_sparsity, budget)
+        schedule = Schedule(sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
         length = schedule.pruning_steps // schedule.pruning_periods
         scoring = Scoring(candidates, importance_score_criteria, importance_roles, window, length)
-        super().__init__(candidates, schedule, scoring, fixed_zero_groups=fixed_zero_groups, pin=pin)
+        super().__init__(candidates, schedule, left, scoring, fixed_zero_groups=fixed_zero_groups, pin=pin)

@@ -25,7 +25,7 @@ too, or running statistics are not put back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from only_train_once.errors import CheckpointError
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
 from only_train_once.masking import Region
-from only_train_once.optim.arguments import Schedule, whole
+from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, whole
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import lowest_with_room
 from only_train_once.optim.method import Companions, register_method
@@ -72,6 +72,7 @@ class HessoCric(Removal):
         pin: see `Hesso`.
         importance_score_criteria: see ``importance.resolve``.
         importance_roles: slices the scores look at.
+        **budget: other targets than a share of the units, and which groups give how much, see `Budget`.
     """
 
     name = "hesso_cric"
@@ -80,7 +81,7 @@ class HessoCric(Removal):
         self,
         candidates: Candidates,
         *,
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         start_cric_step: int = 0,
         sampling_steps: int = 1,
         max_cycle_period: int = 10,
@@ -91,6 +92,7 @@ class HessoCric(Removal):
         pin: str = "auto",
         importance_score_criteria: Criteria = "default",
         importance_roles: Collection[Role] = (Role.ZERO,),
+        **budget: Any,
     ) -> None:
         whole("start_cric_step", start_cric_step, 0)
         whole("tolerance", tolerance, 0)
@@ -100,18 +102,21 @@ class HessoCric(Removal):
         self.sampling, self.cycles, self.tolerance = int(sampling_steps), int(max_cycle_period), int(tolerance)
         self.ramp_steps = int(hybrid_training_steps)
         steps = self.sampling * self.cycles + self.ramp_steps
-        schedule = Schedule(target_group_sparsity, start_cric_step, steps, 1, group_divisible)
+        left, sparsity = Budget.of(target_group_sparsity, budget)
+        schedule = Schedule(sparsity, start_cric_step, steps, 1, group_divisible)
         scoring = Scoring(candidates, importance_score_criteria, importance_roles, None, 1)
         super().__init__(
             candidates,
             schedule,
+            left,
             scoring,
             fixed_zero_groups=fixed_zero_groups,
             pin=pin,
             when=self._ramp_from(int(start_cric_step) + self.sampling * self.cycles),
         )
         self._units = Units(self.groups, self.tensors)
-        self._room = torch.tensor(self.most, device=self._units.device)
+        # How many units are violators at first; 0 where the first scores decide.
+        self._want(0 if self.goal.waits else self.total, self.goal.most)
         # 0: never a violator; c + 1: violator of cycle c.  (units of all groups in order,)
         self.violators: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
         self._sum = torch.zeros(self.units, dtype=torch.float64, device=self._units.device)
@@ -158,11 +163,21 @@ class HessoCric(Removal):
         scores = torch.cat([p.to(self._units.device, torch.float64) for p in parts])
         sound = torch.isfinite(scores).all()
         scores = torch.where(sound, scores, 0)
+        if self._wanted == 0 and bool(sound):  # once: how many units go depends on the scores
+            self._plan(scores)
         everyone = torch.ones_like(self._candidates)
-        lowest = lowest_with_room(self._units, everyone, scores, self._room, self.total) & sound
+        lowest = lowest_with_room(self._units, everyone, scores, self._room, self._wanted) & sound
         self._pending = scores, sound, lowest  # counted after the step, should something interrupt it
         if self.step == self.schedule.start_pruning_step:
             self.violators = self._agreed(lowest).astype(np.int32)
+
+    def _plan(self, scores: Tensor) -> None:
+        """How many units of each group are the lowest, by the first scores."""
+        counts = self.goal.ceilings(split(scores.cpu().numpy(), self.groups), np.zeros(self.units, dtype=bool))
+        self._want(sum(counts), counts if self.goal.shaped else self.goal.most)
+
+    def _want(self, count: int, room: Sequence[int]) -> None:
+        self._wanted, self._room = count, torch.tensor(list(room), device=self._units.device)
 
     def after(self, optimizer: Optimizer) -> None:
         if not self._in_cycles:
@@ -218,6 +233,7 @@ class HessoCric(Removal):
             "score_count": int(self._count.cpu()),
             "candidates": self._candidates.cpu().int(),
             "buffers": {} if self._snapshot is None else self._snapshot.buffers,
+            **({"wanted": self._wanted, "room": self._room.cpu()} if self.goal.waits else {}),
         }
 
     @property
@@ -244,6 +260,9 @@ class HessoCric(Removal):
         violators = saved_per_unit(state, "violators", self.units)
         saved_per_unit(state, "candidates", self.units)
         saved_count(state, "score_count")
+        if self.goal.waits and not untouched:
+            saved_count(state, "wanted")
+            saved_per_unit(state, "room", len(self.groups))
         total = state.get("score_sum")
         if not isinstance(total, Tensor) or total.shape != (self.units,) or not total.is_floating_point():
             raise damaged("score_sum", total, f"a tensor of {self.units} numbers")
@@ -265,6 +284,8 @@ class HessoCric(Removal):
         self._sum = state["score_sum"].to(device, torch.float64, copy=True)
         self._count = torch.tensor(int(state["score_count"]), device=device)
         self._candidates = torch.from_numpy(saved_per_unit(state, "candidates", self.units) > 0).to(device)
+        if self.goal.waits and self.step > self.schedule.start_pruning_step:
+            self._want(int(state["wanted"]), saved_per_unit(state, "room", len(self.groups)).tolist())
         self._pending, self._shrunk, self._snapshot = None, None, None
         if companions.get(_SNAPSHOT):
             self._snapshot = load_snapshot(companions[_SNAPSHOT], state["buffers"], self.named_tensors)

@@ -19,12 +19,14 @@ a unit, and the last ``finish_steps`` take what is missing, so that the target i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError
-from only_train_once.optim.arguments import Schedule, finite, one_of, share, whole
+from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, one_of, share, whole
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import HalfSpace, learning_rates, shrinkage
 from only_train_once.optim.method import register_method
@@ -46,11 +48,13 @@ class Hspg(Staged):
         warm_up_steps: steps of the base optimizer alone before the first stage.
         start_pruning_step: first step of the second stage (N_P in the papers).
         pruning_steps: number of steps of the second stage and the finish.
-        pruning_periods: with ``group_divisible``, how often the numbers per group are planned.
+        pruning_periods: where not every number will do (``group_divisible``, a target in a cost), how often the numbers
+            per group are planned.
         finish_steps: see `Staged`.
         group_divisible: a touched group ends with a multiple of this many units.
         fixed_zero_groups: see `Hesso`.
         pin: see `Hesso`.
+        **budget: other targets than a share of the units, and which groups give how much, see `Budget`.
     """
 
     name = "hspg"
@@ -62,7 +66,7 @@ class Hspg(Staged):
         lmbda: float = 1e-3,
         epsilon: float = 0.0,
         first_stage: str = "subgradient",
-        target_group_sparsity: float = 0.5,
+        target_group_sparsity: float = SPARSITY,
         warm_up_steps: int = 0,
         start_pruning_step: int = 0,
         pruning_steps: int = 1,
@@ -71,12 +75,14 @@ class Hspg(Staged):
         group_divisible: int = 1,
         fixed_zero_groups: bool = True,
         pin: str = "auto",
+        **budget: Any,
     ) -> None:
         finite("lmbda", lmbda, 0)
         share("epsilon", epsilon)
         one_of("first_stage", first_stage, FIRST_STAGES)
         whole("warm_up_steps", warm_up_steps, 0)
-        schedule = Schedule(target_group_sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
+        left, sparsity = Budget.of(target_group_sparsity, budget)
+        schedule = Schedule(sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
         if warm_up_steps > schedule.start_pruning_step:
             raise ConfigurationError(
                 f"warm_up_steps ({warm_up_steps}) > start_pruning_step ({start_pruning_step}); the first stage lies "
@@ -85,6 +91,7 @@ class Hspg(Staged):
         super().__init__(
             candidates,
             schedule,
+            left,
             first_step=int(warm_up_steps),
             finish_steps=finish_steps,
             fixed_zero_groups=fixed_zero_groups,

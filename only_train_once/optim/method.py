@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup
+from only_train_once.optim.arguments import Budget
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.cutting import Kept
 
@@ -133,4 +135,7 @@ def register_method(cls: type[Method]) -> type[Method]:
 
 def accepted_arguments(method: str) -> list[str]:
     """Names of the arguments a method takes from users."""
-    return [name for name in inspect.signature(METHODS[method]).parameters if name != "candidates"]
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    own = [p.name for p in parameters if p.name != "candidates" and p.kind is not p.VAR_KEYWORD]
+    takes_budget = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return own + [f.name for f in fields(Budget) if takes_budget]

@@ -1,6 +1,7 @@
 """What all methods share: exactly K units, chosen in periods, taken to zero along a ramp, committed, held there.
 
 1.  At a period's first step, before any weight changes, its share of the K units is chosen by score, lowest first.
+    With a target in a cost, K is what the cost needs (``goals``).
 2.  At step t = 0 .. T-1 of the period: the base optimizer's step, then the chosen units' ``zero`` entries times
     ``(T - t - 1) / (T - t)``: the product telescopes to a linear ramp, exactly 0 after the last step.
 3.  After the last step the units are committed: their ``zero`` entries, the ``consumer`` entries that read them and
@@ -26,15 +27,15 @@ from torch.optim import Optimizer
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import ParamSlice, PruningGroup, Role
 from only_train_once.masking import Region, regions
-from only_train_once.optim.arguments import Schedule, flag, one_of
+from only_train_once.optim.arguments import Budget, Schedule, flag, one_of
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.cutting import Kept
+from only_train_once.optim.goals import make_goal
 from only_train_once.optim.method import Companions, Method
 from only_train_once.optim.scoring import Scoring, split, units_by_group
-from only_train_once.optim.selection import nearest_total, select, units_for
 from only_train_once.optim.state import damaged, saved_count, saved_per_unit
 from only_train_once.optim.zeros import mixes_entries, zero_entries_
-from only_train_once.schedules import decay_factor, period_start, position, units_due
+from only_train_once.schedules import decay_factor, period_start, position
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Removal(Method):
     Args:
         candidates: what may be pruned.
         schedule: the user's schedule; saved, and compared when a state is loaded.
+        budget: what is left in the end; as well.
         scoring: what the units are scored by.
         when: start, steps and periods of the ramps; None for the user's schedule.
     """
@@ -56,6 +58,7 @@ class Removal(Method):
         self,
         candidates: Candidates,
         schedule: Schedule,
+        budget: Budget,
         scoring: Scoring,
         *,
         fixed_zero_groups: bool,
@@ -65,33 +68,13 @@ class Removal(Method):
         super().__init__(candidates)
         one_of("pin", pin, _PINS)
         flag("fixed_zero_groups", fixed_zero_groups)
-        self.schedule, self.scoring = schedule, scoring
+        self.schedule, self.budget, self.scoring = schedule, budget, scoring
         self.when = dict(schedule.when if when is None else when)
         self.pin, self.fixed_zero_groups = pin, fixed_zero_groups
 
-        sizes = [g.size for g in self.groups]
-        self.units = sum(sizes)
-        requested = units_for(self.units, schedule.target_group_sparsity)
-        multiples = [g.multiple for g in self.groups]
-        # for what `selection` is asked
-        self.rules: dict[str, Any] = {"divisible": schedule.group_divisible, "multiples": multiples}
-        self.most = [g.most for g in self.groups]  # units each group can lose, other rules aside
-        self.total = nearest_total(sizes, [0] * len(sizes), requested, **self.rules)
-        self.shortfall = requested - self.total
-        if self.shortfall:
-            logger.warning(
-                "%d of %d units were requested, %d will be removed: no combination over the %d groups (each keeps at "
-                "least one unit, and a multiple of group_divisible=%d once touched%s) removes exactly %d",
-                requested,
-                self.units,
-                self.total,
-                len(sizes),
-                schedule.group_divisible,
-                "; some lose units only in multiples, see PruningGroup.multiple"
-                if max(multiples, default=1) > 1
-                else "",
-                requested,
-            )
+        self.units = sum(g.size for g in self.groups)
+        self.goal = make_goal(candidates, schedule, budget)
+        self.total, self.shortfall = self.goal.total, self.goal.shortfall
         # 0: live; p + 1: chosen in period p.  (units of all groups in order,)
         self.chosen: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
         self._ramp: tuple[Region, ...] | None = None  # scaled in the period under way; None: not computed
@@ -174,24 +157,18 @@ class Removal(Method):
         where = position(self.step, **self.when)
         assert where is not None
         self._ramp = None  # `after` finds the period's units; also when they were chosen before an interrupted step
-        count = units_due(where.period, self.when["periods"], self.total) - int((self.chosen > 0).sum())
-        if count == 0:
+        gone = self.chosen > 0
+        if self.goal.due(where.period, self.when["periods"], int(gone.sum())) == 0:
             self.scoring.average.reset()
             return
-        scores = self.scores(optimizer)
-        self.chosen[self.lowest(scores, self.chosen > 0, count)] = where.period + 1
-        logger.info("step %d: period %d chooses %d units", self.step, where.period, count)
+        picked = self.goal.choose(self.scores(optimizer), gone, where.period, self.when["periods"])
+        self.chosen[picked] = where.period + 1
+        logger.info("step %d: period %d chooses %d units", self.step, where.period, len(picked))
 
     def scores(self, optimizer: Optimizer) -> list[NDArray[np.float64]]:
         """Scores of the units, per group."""
         gone = self._regions(self._committed(self.step))
         return self.scoring.scores(optimizer, self.step, self.chosen > 0, gone)
-
-    def lowest(self, scores: list[NDArray[np.float64]], gone: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-        """The next ``count`` units on the way to the total, as positions among the units of all groups."""
-        picked = select(scores, split(gone, self.groups), count, self.total, **self.rules)
-        starts = np.cumsum([0, *(g.size for g in self.groups)])
-        return np.concatenate([at + units for at, units in zip(starts, picked, strict=False)])
 
     def after(self, optimizer: Optimizer) -> None:
         """Scale the chosen units, commit them at the period's end, hold pinned slices at zero."""
@@ -242,9 +219,13 @@ class Removal(Method):
 
     # -- state -----------------------------------------------------------------------------------------------------
 
+    def _asked(self) -> dict[str, Any]:
+        """The arguments that a saved state has to agree in."""
+        return {**asdict(self.schedule), **self.budget.saved()}
+
     def state(self) -> dict[str, Any]:
         return {
-            "schedule": asdict(self.schedule),
+            "schedule": self._asked(),
             "chosen": torch.from_numpy(self.chosen.copy()),
             **self.scoring.state(),
         }
@@ -257,15 +238,15 @@ class Removal(Method):
         self.scoring.expect(what)
 
     def check_state(self, state: Mapping[str, Any], companions: Companions) -> None:
-        saved, own = state.get("schedule"), asdict(self.schedule)
+        saved, own = state.get("schedule"), self._asked()
         if not isinstance(saved, Mapping):
             raise damaged("schedule", saved, "a dictionary of the schedule's arguments")
         self.scoring.check_state(state, companions)
         chosen = saved_per_unit(state, "chosen", self.units)
-        different = [k for k in own if saved.get(k) != own[k]]
+        different = [k for k in {**own, **saved} if saved.get(k) != own.get(k)]
         step = saved_count(state, "step")
         if different and not (step <= self.first_choice and not self.has_choice(state)):
-            listed = ", ".join(f"{k} was {saved.get(k)!r} and is {own[k]!r}" for k in different)
+            listed = ", ".join(f"{k} was {_shown(saved, k)} and is {_shown(own, k)}" for k in different)
             raise CheckpointError(
                 f"the optimizer state was saved in the middle of another schedule: {listed}; build the optimizer with "
                 f"the arguments of the saved run"
@@ -291,6 +272,10 @@ class Removal(Method):
         self.chosen = saved_per_unit(state, "chosen", self.units).astype(np.int32)
         self._ramp, self._pinned = None, None
         self.scoring.load_state(state, companions)
+
+
+def _shown(arguments: Mapping[str, Any], name: str) -> str:
+    return repr(arguments[name]) if name in arguments else "the default"
 
 
 def next_period(step: int, when: Mapping[str, int]) -> int | None:

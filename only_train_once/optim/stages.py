@@ -26,13 +26,12 @@ from torch.optim import Optimizer
 
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import Role
-from only_train_once.optim.arguments import Schedule, whole
+from only_train_once.optim.arguments import Budget, Schedule, whole
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import HalfSpace
 from only_train_once.optim.method import Companions
 from only_train_once.optim.removal import Removal, next_period
 from only_train_once.optim.scoring import Scoring, split
-from only_train_once.optim.selection import ceilings
 from only_train_once.optim.state import saved_per_unit
 from only_train_once.schedules import period_lengths
 
@@ -47,6 +46,7 @@ class Staged(Removal):
     Args:
         candidates: what may be pruned.
         schedule: the user's schedule.
+        budget: what is left in the end.
         scoring: what units are scored by before the finish, if they are.
         first_step: the step at which the method begins to change weights.
         finish_steps: length of the ramp; None for a tenth of the pruning steps. At most the last period.
@@ -56,6 +56,7 @@ class Staged(Removal):
         self,
         candidates: Candidates,
         schedule: Schedule,
+        budget: Budget,
         scoring: Scoring | None = None,
         *,
         first_step: int,
@@ -77,13 +78,14 @@ class Staged(Removal):
         super().__init__(
             candidates,
             schedule,
+            budget,
             scoring or self.norms,
             fixed_zero_groups=fixed_zero_groups,
             pin=pin,
             when={"start": start, "steps": finish, "periods": 1},
         )
         self.first_step = first_step
-        self.space = HalfSpace(candidates, self.most, self.total)
+        self.space = HalfSpace(candidates, self.goal.most, self.total)
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class Staged(Removal):
     def next_scoring(self) -> int | None:
         if self.step > self.finishing:
             return None
-        begin = self.next_period() if self.plans else None
+        begin = self.next_period() if self.goal.plans else None
         return self.finishing if begin is None else begin
 
     def next_period(self) -> int | None:
@@ -144,27 +146,22 @@ class Staged(Removal):
         """Norms of the units."""
         return self.norms.scores(optimizer, self.step, self.chosen > 0)
 
-    @property
-    def plans(self) -> bool:
-        """Whether how many units a group may lose has to be planned, because not every number will do."""
-        return bool(max([self.rules["divisible"], *self.rules["multiples"]]) > 1)
-
     def choose(self, optimizer: Optimizer) -> None:
         """At the finish: the units at zero, and of the others those with the smallest norm. Before: plan again."""
         norms = self.scores(optimizer)
         self.space.agree()
         gone = self.space.fetch()
         if self.step < self.finishing:
-            self.space.limit(ceilings(norms, split(gone, self.groups), self.total, **self.rules))
+            self.space.limit(self.goal.ceilings(norms, gone))
             return
-        missing = self.total - int(gone.sum())
         self._ramp = None
         self.scoring.average.reset()
         self.space.forget()
         self.chosen[:] = 0
-        self.chosen[self.lowest(norms, gone, missing)] = 1
+        picked = self.goal.choose(norms, gone)
+        self.chosen[picked] = 1
         self.chosen[gone] = 1
-        logger.info("step %d: %d units are at zero, %d more follow", self.step, int(gone.sum()), missing)
+        logger.info("step %d: %d units are at zero, %d more follow", self.step, int(gone.sum()), len(picked))
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,474 @@
+"""What a forward pass takes, as a function of the units that stay: sizes of dims, FLOPs of operators, memory.
+
+FLOPs of an operator and bytes of a tensor are products of the sizes of dims, or sums of such products. The labels say
+which unit stands at which index of a dim; so an `Extent` knows what is left of a dim, and a `Term` what is left of a
+product. Nothing is estimated: a dim that carries no label cannot shrink.
+
+The table below says of every operator that ``flops.py`` counts which dims it multiplies; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .axes import Axes
+from .graph import Graph, Node, Ref, ValueKind
+from .labels import Ids, Label
+
+_Place = tuple[int, int]  # value, dim
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """A dim that units can shorten.
+
+    Attributes:
+        length: of the full dim.
+        units: group name -> (unit, index) pairs, as two arrays: the index leaves with the unit.
+    """
+
+    length: int
+    units: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """``factor`` times what is left of each of these extents (positions in `Workload.extents`)."""
+
+    factor: int
+    extents: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operator reads: where it stands among the arguments, and how long its dims are.
+
+    Attributes:
+        dims: per dim the full length, and the extent that shortens it or None.
+        dtype: ``"float32"``.
+    """
+
+    dims: tuple[tuple[int, int | None], ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A call whose FLOPs are counted.
+
+    Attributes:
+        name: ``"layer1.0.conv1:convolution"``; module and operator, numbered where that is not unique.
+        op: the ATen overload, ``"aten.convolution.default"``.
+        args, kwargs: as passed, with an `Operand` in place of every tensor.
+        terms: its FLOPs, two per multiply-accumulate.
+        results: its results, like operands.
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    terms: tuple[Term, ...]
+    results: tuple[Operand, ...]
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The extents that its operands' sizes depend on, in order of appearance, each once."""
+        dims = (dim for operand in operands_in((self.args, self.kwargs)) for dim in operand.dims)
+        return tuple(dict.fromkeys(extent for _, extent in dims if extent is not None))
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory of an activation: its bytes, and the first and last call during which it is needed."""
+
+    bytes: Term
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A forward pass on the example inputs in evaluation mode.
+
+    Attributes:
+        extents: what can become shorter.
+        operators: the calls whose FLOPs are counted.
+        storages: activations, those of inputs and constants included; views share the memory of what they view.
+        calls: number of calls in all.
+    """
+
+    extents: tuple[Extent, ...]
+    operators: tuple[Operator, ...]
+    storages: tuple[Storage, ...]
+    calls: int
+
+    def axes(self, operator: Operator) -> list[tuple[int, ...]]:
+        """The extents of an operator's operands, those together that some group shortens both of.
+
+        The rows of a recurrent layer's matrix, four for each hidden unit, are no dim of their own beside the hidden
+        units; nor are the two sides of a convolution in groups. The first of each tuple stands for the others.
+        """
+        together: list[tuple[set[str], list[int]]] = []
+        for extent in operator.extents:
+            names, joined = set(self.extents[extent].units), [extent]
+            for other in [t for t in together if t[0] & names]:
+                together.remove(other)
+                names, joined = names | other[0], sorted([*other[1], *joined], key=operator.extents.index)
+            together.append((names, joined))
+        return [tuple(joined) for _, joined in together]
+
+    def without_last(self, extents: Sequence[int], share: float) -> dict[int, int]:
+        """Sizes of extents when of every group that shortens one the last units, this share of them, are gone."""
+        last: dict[str, int] = {}
+        for extent in extents:
+            for name, (units, _) in self.extents[extent].units.items():
+                last[name] = max(last.get(name, 0), int(units.max()))
+        left = {}
+        for extent in extents:
+            gone = np.zeros(self.extents[extent].length, dtype=bool)
+            for name, (units, index) in self.extents[extent].units.items():
+                gone[index[units >= max(round((last[name] + 1) * (1 - share)), 1)]] = True
+            left[extent] = int((~gone).sum())
+        return left
+
+
+def operands_in(value: Any) -> Iterator[Operand]:
+    """The operands among arguments, in order."""
+    if isinstance(value, Operand):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from operands_in(item)
+    elif isinstance(value, Mapping):
+        yield from operands_in(list(value.values()))
+
+
+def find_workload(axes: Axes, units: Mapping[str, Ids]) -> Workload:
+    """The workload of a graph.
+
+    Args:
+        axes: its analysis.
+        units: group name -> (units,) classes of its units, in the order of the group.
+    """
+    sizes = _Sizes(axes, units)
+    nodes = axes.graph.nodes[: axes.graph.example]
+    operators: list[Operator] = []
+    seen: dict[str, int] = {}
+    for node in nodes:
+        formula = _FORMULAS.get(node.name)
+        if formula is None:
+            continue
+        name = f"{node.module}:{node.name.partition('.')[2]}"
+        seen[name] = seen.get(name, 0) + 1
+        operators.append(
+            Operator(
+                name if seen[name] == 1 else f"{name}#{seen[name]}",
+                str(node.op),
+                sizes.operands(node.args),
+                sizes.operands(node.kwargs),
+                tuple(formula(sizes, node)),
+                tuple(sizes.operand(o) for o in node.outputs if o is not None),
+            )
+        )
+    storages = _storages(axes.graph, nodes, sizes)
+    return Workload(tuple(sizes.extents), tuple(operators), storages, len(nodes))
+
+
+class _Sizes:
+    """Sizes of dims as terms; extents that are the same are one."""
+
+    def __init__(self, axes: Axes, units: Mapping[str, Ids]) -> None:
+        self.axes, self.graph = axes, axes.graph
+        self.names = list(units)
+        classes = len(axes.solution.frozen)
+        self.group_of = np.full(classes, -1, dtype=np.int64)
+        self.unit_of = np.zeros(classes, dtype=np.int64)
+        for number, of_group in enumerate(units.values()):
+            self.group_of[of_group] = number
+            self.unit_of[of_group] = np.arange(len(of_group))
+        members = axes.solution.members
+        alive = np.r_[0, np.cumsum(self.group_of[members.indices] >= 0)]
+        self.shrinks = alive[members.indptr[1:]] > alive[members.indptr[:-1]]  # classes that some unit removes
+        self.extents: list[Extent] = []
+        self._by_array: dict[int, int | None] = {}  # most labels share their array of ids
+        self._by_classes: dict[bytes, int | None] = {}
+
+    def extent(self, index: int, dim: int) -> int | None:
+        """The extent of a dim of a value, or None."""
+        dims = self.axes.labels.get(index)
+        label = dims[dim] if dims is not None else None
+        if not isinstance(label, Label):
+            return None
+        key = id(label.ids)
+        if key not in self._by_array:
+            classes = self.axes.solution.of_id[label.ids]
+            if not self.shrinks[classes].any():
+                self._by_array[key] = None
+            else:
+                digest = classes.tobytes()
+                if digest not in self._by_classes:
+                    self._by_classes[digest] = self._made(label.ids)
+                self._by_array[key] = self._by_classes[digest]
+        return self._by_array[key]
+
+    def _made(self, ids: Ids) -> int:
+        removed, places = self.axes.solution.removed_by(ids)
+        groups = self.group_of[removed]
+        pairs = {}
+        for number in np.unique(groups[groups >= 0]).tolist():
+            mine = groups == number
+            pairs[self.names[number]] = (self.unit_of[removed[mine]], places[mine])
+        self.extents.append(Extent(len(ids), pairs))
+        return len(self.extents) - 1
+
+    def term(self, factor: int, *dims: Sequence[_Place]) -> Term:
+        """The product of dims; of each, the places (value, dim) where it can be seen: any that shrinks tells."""
+        extents = []
+        for places in dims:
+            found = next((e for place in places if (e := self.extent(*place)) is not None), None)
+            if found is None:
+                factor *= self.graph.values[places[0][0]].shape[places[0][1]]
+            else:
+                extents.append(found)
+        return Term(factor, tuple(extents))
+
+    def whole(self, index: int, factor: int = 1) -> Term:
+        """The entries of a value."""
+        return self.term(factor, *([(index, d)] for d in range(len(self.graph.values[index].shape))))
+
+    def operand(self, index: int) -> Operand:
+        found = self.graph.values[index]
+        dims = tuple((n, self.extent(index, d)) for d, n in enumerate(found.shape))
+        return Operand(dims, str(found.dtype).removeprefix("torch."))
+
+    def operands(self, value: Any) -> Any:
+        """Arguments with an `Operand` in place of every tensor."""
+        if isinstance(value, Ref):
+            return self.operand(value.index)
+        if isinstance(value, (list, tuple)):
+            return type(value)([self.operands(item) for item in value])
+        if isinstance(value, Mapping):
+            return {key: self.operands(item) for key, item in value.items()}
+        return value
+
+
+# ---------------------------------------------------------------- which dims an operator multiplies
+
+_Formula = Callable[[_Sizes, Node], Iterable[Term]]
+_FORMULAS: dict[str, _Formula] = {}
+
+
+def _multiplies(*names: str) -> Callable[[_Formula], _Formula]:
+    def register(formula: _Formula) -> _Formula:
+        _FORMULAS.update({f"aten.{name}": formula for name in names})
+        return formula
+
+    return register
+
+
+def _tensors(node: Node, first: int = 0) -> list[int]:
+    return [arg.index for arg in node.args[first:] if isinstance(arg, Ref)]
+
+
+def _rank(sizes: _Sizes, index: int) -> int:
+    return len(sizes.graph.values[index].shape)
+
+
+def _product(sizes: _Sizes, a: int, b: int) -> Term:
+    """(..., m, k) times (..., k, n)"""
+    rank = _rank(sizes, a)
+    batch = [[(a, d), (b, d)] for d in range(rank - 2)]
+    return sizes.term(2, *batch, [(a, rank - 2)], [(a, rank - 1), (b, rank - 2)], [(b, rank - 1)])
+
+
+@_multiplies("mm", "_int_mm", "_scaled_mm", "bmm")
+def _matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    a, b = _tensors(node)[:2]
+    yield _product(sizes, a, b)
+
+
+@_multiplies("addmm", "_addmm_activation", "baddbmm", "addbmm")
+def _added_matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    a, b = _tensors(node, 1)[:2]
+    yield _product(sizes, a, b)
+
+
+@_multiplies("_grouped_mm", "_scaled_grouped_mm")
+def _grouped_matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    a, b = _tensors(node)[:2]
+    of_a, of_b = _rank(sizes, a), _rank(sizes, b)
+    batch = [[(a, 0), (b, 0)]] if of_a == of_b == 3 else []
+    yield sizes.term(2, *batch, [(a, of_a - 2)], [(a, of_a - 1), (b, of_b - 2)], [(b, of_b - 1)])
+
+
+@_multiplies("mv", "dot", "vdot")
+def _matrix_and_vector(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    a, b = _tensors(node)[:2]
+    last = _rank(sizes, a) - 1
+    yield sizes.term(2, *([(a, d)] for d in range(last)), [(a, last), (b, 0)])
+
+
+@_multiplies("addmv", "addr")
+def _added_vectors(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    a, b = _tensors(node, 1)[:2]
+    if _rank(sizes, a) == 2:
+        yield sizes.term(2, [(a, 0)], [(a, 1), (b, 0)])
+    else:
+        yield sizes.term(2, [(a, 0)], [(b, 0)])
+
+
+@_multiplies("linear")
+def _linear(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    x, weight = _tensors(node)[:2]
+    rank = _rank(sizes, x)
+    rows = [[(x, d)] for d in range(rank - 1)]
+    yield sizes.term(2, *rows, *([(weight, d)] for d in range(_rank(sizes, weight))))
+
+
+@_multiplies("convolution", "_convolution", "convolution_overrideable")
+def _convolution(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    x, weight = _tensors(node)[:2]
+    out = node.outputs[0]
+    at = x if node.argument("transposed") or out is None else out
+    positions = [[(at, d)] for d in range(_rank(sizes, at)) if d != 1]
+    yield sizes.term(2, *positions, *([(weight, d)] for d in range(_rank(sizes, weight))))
+
+
+@_multiplies(
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math",
+    "scaled_dot_product_attention",
+)
+def _attention(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    q, k, v = _tensors(node)[:3]
+    made = [[(node.outputs[0], d)] if node.outputs[0] is not None else [] for d in range(2)]
+    rows = [[(q, 0), *made[0]], [(q, 1), *made[1]], [(q, 2)], [(k, 2)]]
+    yield sizes.term(2, *rows, [(q, 3), (k, 3)])
+    yield sizes.term(2, *rows, [(v, 3)])
+
+
+@_multiplies("_trilinear")
+def _trilinear(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    operands = _tensors(node)[:3]
+    places: dict[int, list[_Place]] = {}
+    for index, expand in zip(operands, ("expand1", "expand2", "expand3"), strict=True):
+        inserted = sorted(node.argument(expand))
+        rank = _rank(sizes, index) + len(inserted)
+        own = [d for d in range(rank) if d not in inserted]
+        for dim, d in enumerate(own):
+            places.setdefault(d, []).append((index, dim))
+    shapes = sizes.graph.values
+    # Where one of them is longer than another, that one repeats.
+    longest = [sorted(p, key=lambda place: -shapes[place[0]].shape[place[1]]) for p in places.values()]
+    yield sizes.term(2, *longest)
+
+
+@_multiplies("mkldnn_rnn_layer")
+def _recurrent_layer(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    x, *weights = _tensors(node)[:3]
+    yield from (_matrix_at_every_step(sizes, x, w) for w in weights)
+
+
+@_multiplies("_cudnn_rnn", "miopen_rnn")
+def _recurrent(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    x, weights = node.args[0].index, [w.index for w in node.args[1] if isinstance(w, Ref)]
+    yield from (_matrix_at_every_step(sizes, x, w) for w in weights if _rank(sizes, w) == 2)
+
+
+@_multiplies("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _composed(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    """Recorded whole, counted through its parts. ``x`` is (time, batch, width), or packed (rows, width)."""
+    x = node.args[0].index
+    rows = [[(x, d)] for d in range(_rank(sizes, x) - 1)]
+    lists = [arg for arg in node.args if isinstance(arg, (list, tuple)) and all(isinstance(a, Ref) for a in arg)]
+    weights = [w.index for w in lists[-1]]
+    for w in weights:
+        shape = sizes.graph.values[w].shape
+        if len(shape) == 2:
+            yield sizes.term(2, *rows, [(w, 0)], [(w, 1)])
+
+
+@_multiplies("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell(sizes: _Sizes, node: Node) -> Iterable[Term]:
+    x = node.args[0].index
+    rows = [[(x, d)] for d in range(_rank(sizes, x) - 1)]
+    for name in ("w_ih", "w_hh"):
+        weight = node.argument(name).index
+        yield sizes.term(2, *rows, [(weight, 0)], [(weight, 1)])
+
+
+def _matrix_at_every_step(sizes: _Sizes, x: int, weight: int) -> Term:
+    return sizes.term(2, [(x, 0)], [(x, 1)], *([(weight, d)] for d in range(_rank(sizes, weight))))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _storages(graph: Graph, nodes: Sequence[Node], sizes: _Sizes) -> tuple[Storage, ...]:
+    """When the memory of every activation is needed: from the call that makes it to the last that reads it."""
+    end = len(nodes) - 1
+    base: dict[int, int] = {}  # value -> the value whose memory it is
+
+    def of(index: int) -> int:
+        return base.setdefault(index, index)
+
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for node in nodes:
+        for index in node.inputs:
+            last[of(index)] = node.index
+        viewed = _viewed(node)
+        for position, made in enumerate(node.outputs):
+            if made is None or made in base:
+                continue
+            source = viewed.get(position, viewed.get(-1))
+            base[made] = made if source is None else of(source)
+            first.setdefault(base[made], node.index)
+            last[base[made]] = node.index
+        for new, old in node.updates:
+            base[new] = of(old)
+    weights = (ValueKind.PARAMETER, ValueKind.BUFFER)
+    storages = []
+    outputs = {of(index) for index in graph.outputs if index in base}
+    for index in sorted(last):
+        value = graph.values[index]
+        if value.kind in weights:
+            continue
+        held = value.kind is not ValueKind.RESULT  # by the caller, or by the model
+        term = sizes.whole(index, value.dtype.itemsize)
+        until = end if held or index in outputs else last[index]
+        storages.append(Storage(term, 0 if held else first[index], until))
+    return tuple(storages)
+
+
+def _viewed(node: Node) -> dict[int, int]:
+    """Position of a result (-1 for all) -> the argument whose memory it is."""
+    if node.name == "aten._unsafe_view":  # its schema does not say so
+        return {0: node.inputs[0]}
+    schema = node.op._schema
+    by_mark: dict[str, int] = {}
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None:
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            if isinstance(value, Ref):
+                by_mark.update(dict.fromkeys(argument.alias_info.before_set, value.index))
+    found: dict[int, int] = {}
+    for position, result in enumerate(schema.returns):
+        if result.alias_info is None:
+            continue
+        marks = [by_mark[m] for m in result.alias_info.before_set if m in by_mark]
+        if marks:
+            found[position] = marks[0]
+        elif by_mark and "[]" in str(result.type).replace("List", "[]"):  # a list of views
+            found[-1] = next(iter(by_mark.values()))
+    return found
