@@ -35,7 +35,7 @@ from .errors import ConfigurationError
 from .graph import Graph, ValueKind
 from .labels import Kind, Solution, kinds_of
 from .multiples import leave_in_multiples
-from .workload import Workload, find_workload
+from .workload import Later, Workload
 
 
 class Role(str, Enum):
@@ -169,9 +169,9 @@ class PruningGroup:
 class GroupList(Sequence[PruningGroup]):
     """An immutable, printable sequence of groups that can also be asked by name."""
 
-    def __init__(self, groups: Sequence[PruningGroup], workload: Workload | None = None) -> None:
+    def __init__(self, groups: Sequence[PruningGroup], workload: Later | None = None) -> None:
         self._groups = tuple(groups)
-        self.workload = workload  # what a forward pass takes, as a function of their units; None: not known
+        self._workload = workload
         self._by_name = {g.name: g for g in self._groups}
         if len(self._by_name) != len(self._groups):
             seen: set[str] = set()
@@ -188,7 +188,7 @@ class GroupList(Sequence[PruningGroup]):
         if isinstance(key, str):
             return self._by_name[key]
         if isinstance(key, slice):
-            return GroupList(self._groups[key], self.workload)
+            return self.of(self._groups[key])
         return self._groups[key]
 
     def __len__(self) -> int:
@@ -201,9 +201,18 @@ class GroupList(Sequence[PruningGroup]):
         return key in self._by_name if isinstance(key, str) else key in self._groups
 
     @property
+    def workload(self) -> Workload | None:
+        """What a forward pass takes, as a function of the units; None where that is not known (groups by hand)."""
+        return None if self._workload is None else self._workload.get()
+
+    def of(self, groups: Sequence[PruningGroup]) -> GroupList:
+        """Other groups of the same analysis: some of these, or these with another word on whether they are prunable."""
+        return GroupList(groups, self._workload)
+
+    @property
     def prunable(self) -> GroupList:
         """Only the groups whose units may be removed."""
-        return GroupList([g for g in self._groups if g.prunable], self.workload)
+        return self.of([g for g in self._groups if g.prunable])
 
     def __str__(self) -> str:
         return "\n".join(str(g) for g in self._groups)
@@ -246,7 +255,7 @@ def find_groups(
             graph, wide=wide, strict_outputs=strict_outputs, skip_operators=skip_operators, skip_nodes=skip_nodes
         )
     prunable, units = _prunable_groups(axes)
-    return GroupList(prunable + _frozen_groups(axes), find_workload(axes, units))
+    return GroupList(prunable + _frozen_groups(axes), Later(axes, units))
 
 
 _Places = list[tuple[str, int, Role, NDArray[np.int64]]]  # name, dim, role, ids

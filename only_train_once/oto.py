@@ -173,7 +173,7 @@ class OTO:
             skip_operators=self._skipped_operators,
             skip_nodes=self._skipped_nodes,
         )
-        self._groups = GroupList([self._with_user_freezes(group) for group in found], found.workload)
+        self._groups = found.of([self._with_user_freezes(group) for group in found])
         self.set_trainable()
         return self.groups
 
@@ -213,7 +213,7 @@ class OTO:
                 "or analyse what is left, OTO(model, dummy_input=x)"
             )
         self._user_frozen.update({n: r for n, r in names.items() if self.groups[n].prunable})
-        self._groups = GroupList([self._with_user_freezes(group) for group in self.groups], self.groups.workload)
+        self._groups = self.groups.of([self._with_user_freezes(group) for group in self.groups])
 
     def set_trainable(self) -> None:
         """Freeze the groups that training cannot bring to zero: none of their zero slices takes a gradient."""

@@ -149,6 +149,28 @@ def operands_in(value: Any) -> Iterator[Operand]:
         yield from operands_in(list(value.values()))
 
 
+class Later:
+    """A workload that is found when somebody asks for it: most who analyse never do.
+
+    Args:
+        axes, units: see `find_workload`.
+    """
+
+    def __init__(self, axes: Axes, units: Mapping[str, Ids]) -> None:
+        self._made: Workload | tuple[Axes, Mapping[str, Ids]] = (axes, units)
+
+    def get(self) -> Workload:
+        if not isinstance(self._made, Workload):
+            self._made = find_workload(*self._made)
+        return self._made
+
+    def __deepcopy__(self, memo: Any) -> Later:
+        return self  # it never changes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_made": self.get()}
+
+
 def find_workload(axes: Axes, units: Mapping[str, Ids]) -> Workload:
     """The workload of a graph.
 
@@ -351,10 +373,11 @@ def _convolution(sizes: _Sizes, node: Node) -> Iterable[Term]:
 )
 def _attention(sizes: _Sizes, node: Node) -> Iterable[Term]:
     q, k, v = _tensors(node)[:3]
-    made = [[(node.outputs[0], d)] if node.outputs[0] is not None else [] for d in range(2)]
-    rows = [[(q, 0), *made[0]], [(q, 1), *made[1]], [(q, 2)], [(k, 2)]]
-    yield sizes.term(2, *rows, [(q, 3), (k, 3)])
-    yield sizes.term(2, *rows, [(v, 3)])
+    out, last = node.outputs[0], _rank(sizes, q) - 1
+    batch = [[(q, d), *([(out, d)] if out is not None else [])] for d in range(last - 1)]
+    rows = [*batch, [(q, last - 1)], [(k, _rank(sizes, k) - 2)]]
+    yield sizes.term(2, *rows, [(q, last), (k, _rank(sizes, k) - 1)])
+    yield sizes.term(2, *rows, [(v, _rank(sizes, v) - 1)])
 
 
 @_multiplies("_trilinear")

@@ -16,7 +16,6 @@ from only_train_once.errors import ConfigurationError, NothingPrunableError
 from only_train_once.groups import GroupList, PruningGroup, Role
 from only_train_once.masking import check
 from only_train_once.sharding import plainly_named, share
-from only_train_once.workload import Workload
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Candidates:
         tensors: every tensor of ``groups`` by name; in a run of several processes they know who has what.
         trained: names of those the optimizer trains.
         named_tensors: all parameters and buffers that were given, by name.
-        workload: what a forward pass takes as a function of the units, where the groups know.
+        analysis: the groups that were given, if they are those of `find_groups`: they know what a pass takes.
     """
 
     groups: tuple[PruningGroup, ...]
@@ -39,7 +38,7 @@ class Candidates:
     tensors: dict[str, Tensor]
     trained: frozenset[str]
     named_tensors: dict[str, Tensor]
-    workload: Workload | None = None
+    analysis: GroupList | None = None
 
 
 def fingerprint(group: PruningGroup) -> str:
@@ -64,7 +63,7 @@ def find_candidates(
             optimizer's param_groups.
         NothingPrunableError: no group is left; the message lists the reasons.
     """
-    workload = groups.workload if isinstance(groups, GroupList) else None
+    analysis = groups if isinstance(groups, GroupList) else None
     groups = tuple(groups)
     prunable = [g for g in groups if g.prunable]
     named_tensors = plainly_named(named_tensors, [name for g in prunable for name in g.params])
@@ -101,4 +100,4 @@ def find_candidates(
     used = {name: named_tensors[name] for group in kept for name in group.params}
     trained = frozenset(n for n, t in used.items() if id(t) in owned)
     shared = share(used, lambda: " ".join(f"{g.name}:{g.size}:{fingerprint(g)}" for g in kept), process_group)
-    return Candidates(tuple(kept), dropped, shared, trained, dict(named_tensors), workload)
+    return Candidates(tuple(kept), dropped, shared, trained, dict(named_tensors), analysis)

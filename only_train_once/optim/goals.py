@@ -170,7 +170,8 @@ class CostGoal(Goal):
         super().__init__(candidates, schedule, budget)
         assert budget.measure is not None
         self.measure = budget.measure
-        self.model = CostModel(candidates.groups, candidates.named_tensors, candidates.workload, budget.latency_table)
+        workload = None if candidates.analysis is None else candidates.analysis.workload
+        self.model = CostModel(candidates.groups, candidates.named_tensors, workload, budget.latency_table)
         self.full = self._cost(np.zeros(self.units, dtype=bool))
         self.target = budget.level(self.full)
         self.final, self.extra = True, 0
