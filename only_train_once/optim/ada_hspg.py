@@ -153,7 +153,7 @@ class AdaHspg(Staged):
     def _left_to_do(self, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
         """``chi_prox`` and ``chi_half``."""
         units, tensors = self.space.units, self.tensors
-        gradients = self.scoring.average.mean_with(optimizer, tensors)
+        gradients = self.scoring.average.mean(optimizer, tensors)
         rates = learning_rates(optimizer, tensors, units.names)
         now = dict(zip(units.names, locals_of(tensors, units.names), strict=True))
         trial = {n: now[n] - rates[n] * local(gradients[n]) for n in units.names}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import precise
-from only_train_once.sharding import like, part_of, shared_as, shares_of
+from only_train_once.masking import Region, precise
+from only_train_once.sharding import like, part_of, shares_of
 
 
 def params_of(groups: Iterable[PruningGroup], roles: Collection[Role], among: Collection[str]) -> list[str]:
@@ -61,35 +61,23 @@ class GradientAverage:
             out[name] = -gradient if id(parameter) in maximized else gradient
         return out
 
-    def with_this_step(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> GradientAverage:
-        """The steps added and this one, which is not added here: its gradients may turn out to be bad."""
-        total = GradientAverage(self.names, self.squared)
-        total.sums = {n: t.clone() for n, t in self.sums.items()}
-        total.squares = {n: t.clone() for n, t in self.squares.items()}
-        total.count = self.count
-        total.add(optimizer, tensors)
-        return total
+    def mean(
+        self, optimizer: Optimizer, tensors: Mapping[str, Tensor], gone: Sequence[Region] = ()
+    ) -> Mapping[str, Tensor]:
+        """Name -> mean gradient over the steps added and this one, placed like the tensor; 0 in what is ``gone``.
 
-    def mean(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Name -> mean gradient, placed like the tensor; takes the sums with it."""
-        sums, self.sums = self.sums, {}
-        return self._mean(sums, tensors)
+        This step is not added: its gradients may turn out to be bad.
+        """
+        return _Mean(self.names, self.sums, self._gradients(optimizer, tensors), self.count + 1, tensors, gone)
 
-    def mean_square(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
-        """Name -> mean of the squared gradient, if they are kept; takes the sums with it."""
-        sums, self.squares = self.squares, {}
-        return self._mean(sums, tensors) if self.squared else None
-
-    def _mean(self, sums: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        means = {
-            n: like(tensors[n], sums[n].div_(self.count)) if n in sums else torch.zeros_like(tensors[n].detach())
-            for n in self.names
-        }
-        return shared_as(tensors, means)
-
-    def mean_with(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Mean gradient over the steps added and this one."""
-        return self.with_this_step(optimizer, tensors).mean(tensors)
+    def mean_square(
+        self, optimizer: Optimizer, tensors: Mapping[str, Tensor], gone: Sequence[Region] = ()
+    ) -> Mapping[str, Tensor] | None:
+        """Name -> mean of the squared gradient over the same steps, if it is kept."""
+        if not self.squared:
+            return None
+        now = self._gradients(optimizer, tensors)
+        return _Mean(self.names, self.squares, now, self.count + 1, tensors, gone, _square)
 
     def reset_unless_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Forget everything if an earlier step of the window brought a NaN or an infinity, in whichever process."""
@@ -102,14 +90,66 @@ class GradientAverage:
         self.sums, self.squares, self.count = {}, {}, 0
 
 
+class _Mean(Mapping[str, Tensor]):
+    """Means that are made when they are asked for, one at a time: all at once would take as much as the gradients."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sums: Mapping[str, Tensor],
+        now: Mapping[str, Tensor],
+        count: int,
+        tensors: Mapping[str, Tensor],
+        gone: Sequence[Region],
+        of: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> None:
+        self._names, self._sums, self._now, self._count, self._tensors, self._of = names, sums, now, count, tensors, of
+        self._gone = {region.name: region for region in gone}
+        self._last: tuple[str, Tensor] | None = None  # several sums over the entries of a tensor follow each other
+        self.shares = shares_of(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._last is None or self._last[0] != name:
+            self._last = None  # before the next one takes memory
+            self._last = name, self._made(name)
+        return self._last[1]
+
+    def _made(self, name: str) -> Tensor:
+        sums, now, tensor = self._sums.get(name), self._now.get(name), self._tensors[name]
+        if sums is None and now is None:
+            return torch.zeros_like(tensor.detach())
+        if now is None:
+            total = sums.clone()  # type: ignore[union-attr]
+        elif sums is None:
+            total = _widened(self._of(now))
+        else:
+            total = sums + self._of(now)
+        if name in self._gone:
+            self._gone[name].zero_(total)
+        return like(tensor, total.div_(self._count))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Add values to the sums, which begin as copies in a precision that holds them."""
     known = [n for n in values if n in sums]
     if known:
         torch._foreach_add_([sums[n] for n in known], [values[n] for n in known])
     for name in [n for n in values if n not in sums]:
-        half = values[name].dtype in (torch.float16, torch.bfloat16)
-        sums[name] = values[name].to(torch.float32 if half else values[name].dtype, copy=True)
+        sums[name] = _widened(values[name])
+
+
+def _widened(value: Tensor) -> Tensor:
+    """A copy in a precision that holds sums."""
+    half = value.dtype in (torch.float16, torch.bfloat16)
+    return value.to(torch.float32 if half else value.dtype, copy=True)
 
 
 def _square(gradient: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from only_train_once.optim.scoring import Scoring, split
 from only_train_once.optim.stages import Staged
 from only_train_once.optim.state import saved_per_unit
 from only_train_once.schedules import position
-from only_train_once.sharding import locals_of
+from only_train_once.sharding import locals_of, shared_as
 
 SALIENCY = {"cosine_similarity": 0.5, "avg_magnitude": 0.5}  # the paper names both, and leaves their mix open
 DIRECTIONS = ("step", "gradient")
@@ -148,7 +148,8 @@ class Dhspg(Staged):
         super().before(optimizer)
         if self.direction == "gradient" and self.total and self.first_step <= self.step < self.finishing:
             now = GradientAverage(self.space.units.names)
-            self._gradient = now.mean_with(optimizer, self.tensors)
+            means = dict(now.mean(optimizer, self.tensors))  # all of them: the step may change the gradients
+            self._gradient = shared_as(self.tensors, means)
 
     def choose(self, optimizer: Optimizer) -> None:
         where = position(self.step, **self.schedule.when)

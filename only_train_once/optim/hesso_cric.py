@@ -158,8 +158,8 @@ class HessoCric(Removal):
         """Score all units by this step's gradients; take the copy and the first violators where that is due."""
         if self._snapshot is None:
             self._snapshot = Snapshot.take(optimizer, self.named_tensors)
-        now = self.scoring.average.with_this_step(optimizer, self.tensors)  # it alone: nothing was added before
-        parts = self.scoring.score(now, now.mean(self.tensors))
+        now = self.scoring.average  # of this step alone: nothing was added before
+        parts = self.scoring.score(now.mean(optimizer, self.tensors), now.mean_square(optimizer, self.tensors))
         scores = torch.cat([p.to(self._units.device, torch.float64) for p in parts])
         sound = torch.isfinite(scores).all()
         scores = torch.where(sound, scores, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Scoring:
             self.average.add(optimizer, self.tensors)
 
     def scores(
-        self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_], gone: Iterable[Region] = ()
+        self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_], gone: Sequence[Region] = ()
     ) -> list[NDArray[np.float64]]:
         """Per group the scores of its units; ends the window.
 
@@ -84,14 +84,9 @@ class Scoring:
                 weight was changed, and the window is intact unless an earlier step had spoilt it.
         """
         shares = shares_of(self.tensors)
-        window = self.average.with_this_step(optimizer, self.tensors)
-        for region in gone:
-            for sums in (window.sums, window.squares):
-                if region.name in sums:
-                    region.zero_(sums[region.name])
-        gradients = window.mean(self.tensors)
+        gradients = self.average.mean(optimizer, self.tensors, gone)
         strange = {n: (~torch.isfinite(local(g))).any().to(torch.int32) for n, g in gradients.items()}
-        scores = self.score(window, gradients)
+        scores = self.score(gradients, self.average.mean_square(optimizer, self.tensors, gone))
         values, count = _fetch(scores, shares.sum(list(strange.values())), shares)
         bad = [n for n, found in zip(strange, count, strict=True) if found]
         if bad:
@@ -116,9 +111,8 @@ class Scoring:
         self.average.reset()
         return per_group
 
-    def score(self, window: GradientAverage, gradients: Mapping[str, Tensor]) -> list[Tensor]:
-        """Scores of all groups from the steps of ``window``, on the device."""
-        squares = window.mean_square(self.tensors)
+    def score(self, gradients: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> list[Tensor]:
+        """Scores of all groups from means of gradients and, if they are kept, of their squares, on the device."""
         return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares)
 
     def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
