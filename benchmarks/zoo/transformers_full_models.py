@@ -19,10 +19,10 @@ _TYPES = (
     "albert", "bart", "beit", "bert", "big_bird", "blenderbot-small", "camembert", "canine", "clip", "convbert",
     "convnext", "convnextv2", "cvt", "data2vec-audio", "deberta", "deberta-v2", "deit", "dinov2", "distilbert", "dpt",
     "electra", "ernie", "fnet", "focalnet", "funnel", "glpn", "gpt2", "hiera", "hubert", "ibert", "layoutlm", "levit",
-    "longformer", "lxmert", "mamba", "mobilebert", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2",
+    "longformer", "mamba", "mobilebert", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2",
     "mpnet", "mra", "nystromformer", "opt", "perceiver", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "roberta",
     "roformer", "segformer", "siglip", "splinter", "squeezebert", "swin", "swinv2", "swiftformer",
-    "switch_transformers", "t5", "tapas", "timesformer", "unispeech", "vilt", "vit", "vit_mae", "vit_msn", "wav2vec2",
+    "switch_transformers", "t5", "tapas", "unispeech", "vilt", "vit", "vit_mae", "vit_msn", "wav2vec2",
     "wavlm", "whisper", "xlnet", "yolos", "yoso",
 )  # fmt: skip
 # Types whose default configuration is too large for this, as a smaller published model.
@@ -52,7 +52,8 @@ def build(name: str) -> Network:
     text.use_cache = False
     cls = model_class(name)
     assert cls is not None
-    transformers_inputs.LENGTH, transformers_inputs.FRAMES = TOKENS, FRAMES
+    longest = getattr(text, "max_position_embeddings", None) or TOKENS
+    transformers_inputs.LENGTH, transformers_inputs.FRAMES = min(TOKENS, longest), FRAMES
     torch.manual_seed(0)
     model = cls(config).eval()
     return Network(model, lambda seed: transformers_inputs.example(model, seed))
