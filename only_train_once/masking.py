@@ -156,9 +156,13 @@ def _gather(values: Tensor, dims: Mapping[int, Positions]) -> Tensor:
     return part.flatten(1).sum(1)
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
 def precise(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Without its history, in a precision that holds sums."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def partial_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:

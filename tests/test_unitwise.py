@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -94,3 +95,24 @@ def test_only_the_tensors_asked_for() -> None:
     units = Units(GROUPS, values(0), among=["bias", "square"])
     assert units.names == ("square", "bias")
     assert units.dot(values(0), values(1))[5:].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+)
+def test_entries_that_are_not_finite_become_zero_too(dtype: torch.dtype) -> None:
+    tensors = {n: t.to(dtype) for n, t in values(0).items()}
+    for n in SHAPES:
+        tensors[n].view(-1)[::2] = torch.tensor(complex("nan+infj") if dtype.is_complex else float("nan"), dtype=dtype)
+        tensors[n].view(-1)[1::3] = float("-inf")
+    units = Units(GROUPS, tensors)
+    flags = torch.tensor([True, False, False, True, False, False, True, False])
+    expected = {n: t.clone() for n, t in tensors.items()}
+    for n in SHAPES:
+        for u in flags.nonzero().view(-1).tolist():
+            expected[n][masks(n)[u]] = 0
+    units.zero_(tensors, flags[: units.count])
+    for n in SHAPES:
+        torch.testing.assert_close(tensors[n], expected[n], rtol=0, atol=0, equal_nan=True)
+        zero = tensors[n] == 0
+        assert not torch.signbit(torch.view_as_real(tensors[n]) if dtype.is_complex else tensors[n])[zero].any()
