@@ -145,12 +145,11 @@ NO_FLOAT64 = {
     *("written_buffer", "lru", "hyena", "grouped_experts", "grouped_transposed"),
     *("graph_attention", "conformer", "fourier_operator"),
 }
-ARGUMENTS = {"s4d": {"pin": "always"}}  # the states it removes go on getting gradients
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if n not in NO_FLOAT64])
 def test_every_structure_ends_where_it_would_have(name: str) -> None:
-    ends_alike(name, **ARGUMENTS.get(name, {}))
+    ends_alike(name)
 
 
 @pytest.mark.parametrize("make_optimizer", [v for k, v in OPTIMIZERS.items() if k != "sgd"])

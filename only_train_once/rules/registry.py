@@ -262,7 +262,10 @@ class Context:
             return
         if b[0] in self.from_params:
             self.demands.append(a)
-            self.consumed.append(b)
+            if right.zero.any():
+                self.consumed.append(b)
+            if not right.zero.all():  # behind an exponential, say: the zeros on the other side go on getting gradients
+                self.leak(left.ids[~right.zero])
             if not left.zero.all():
                 lacking = ~left.zero
                 blocked = lacking & ~right.zero
