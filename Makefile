@@ -6,6 +6,9 @@
 # make scaling     how the analysis grows: 64 layers, 1,000 layers, 70 billion parameters
 # make operators   every operator of torch, cut between layers
 # make analysis_cost   the analysis against a forward pass at the sizes of networks in use
+# make step_cost   a step with a method against the base optimizer's, and what it takes in memory
+# make cut_cost    an iteration once units have left, against the share of the FLOPs that is left
+# make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -20,7 +23,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -54,7 +57,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 format: $(VENV)/.dev

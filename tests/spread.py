@@ -490,6 +490,7 @@ def main(name: str) -> None:
     results["parts"] = parts()
     results |= {f"{run} goes on": go_on(run, size, folder) for run in STOPPED}
     torch.save(results, folder / f"{size}-{rank}.pt")
+    torch.distributed.barrier()  # nobody leaves while another still listens
     torch.distributed.destroy_process_group()
 
 
