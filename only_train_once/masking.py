@@ -252,6 +252,9 @@ def zero_units(groups: Iterable[PruningGroup], tensors: Tensors) -> dict[str, ND
     }
 
 
+_LONG = 4096  # entries of a row from which on a call for each costs less than copying them out and back
+
+
 @dataclass(eq=False)
 class Region:
     """The entries that chosen units own in one tensor: unique positions in each of its dims.
@@ -270,8 +273,8 @@ class Region:
         return {"name": self.name, "index": self.index}  # a copy makes views of its own tensor
 
     def _rows(self, tensor: Tensor) -> list[Tensor] | None:
-        """The chosen rows as views, where they are few and long: then scaling them touches least memory."""
-        if tensor.device.type != "cpu" or tensor.numel() < 64 * tensor.shape[0] or len(self.index[0]) > 4096:
+        """The chosen rows as views, where they are few and very long: then scaling them touches least memory."""
+        if tensor.device.type != "cpu" or tensor.numel() < _LONG * tensor.shape[0] or len(self.index[0]) > 4096:
             return None
         if self._views is None or self._views[0] != tensor.data_ptr():
             positions = self.index[0].numpy()
@@ -293,7 +296,8 @@ class Region:
             rows = self._rows(tensor) if dim == 0 else None
             if rows is not None:
                 torch._foreach_mul_(rows, factor)
-            elif tensor.dim() == 1 or 4 * len(positions) >= tensor.shape[dim]:  # times 1 changes nothing, and is fast
+            elif tensor.dim() == 1 or (4 if dim == 0 else 16) * len(positions) >= tensor.shape[dim]:
+                # Times 1 changes nothing, and is faster than copying many rows out and back, or some columns.
                 factors = torch.ones(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device)
                 factors.index_fill_(0, positions, factor)
                 tensor.mul_(factors.view([-1 if d == dim else 1 for d in range(tensor.dim())]))

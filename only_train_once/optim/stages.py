@@ -5,10 +5,11 @@ of them make the count exact: units that are at zero stay there, those still mis
 norm, and they follow along the ramp of ``removal``. The papers stop where the projection left off, with the number that
 it reached.
 
-While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs five times the base
-optimizer's for HSPG and eight times for DHSPG (``benchmarks/results/step_cost.md``: ResNet-18, SGD with momentum,
-forward and backward pass not counted): both read all weights several times. Before and after it costs what the base
-optimizer's does, and nothing waits for the device except at the first steps of periods that score or plan, and at that
+While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs two to five times the
+base optimizer's (``benchmarks/results/step_cost.md``; forward and backward pass not counted): whether a unit has left
+its half-space takes the weights before and after the step. Keeping a copy and multiplying the two alone pass four
+times over all weights, where SGD with momentum passes five times. Before and after it costs what the base optimizer's
+does, and nothing waits for the device except at the first steps of periods that score or plan, and at that
 of the finish.
 """
 
