@@ -15,7 +15,7 @@ def few_collections() -> Iterator[None]:
     """Inside, the collector runs so rarely that it costs nothing, and still frees what a large model drops.
 
     A record of 5,000 operators makes so many objects that Python looks through everything there is, all of the
-    libraries included, several times: a third of the time, and the one part of it that is not linear.
+    libraries included, several times. That is the part of an analysis that would not be linear.
     """
     before = gc.get_threshold()
     if before[0] == 0:  # the user has it off

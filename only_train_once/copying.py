@@ -1,4 +1,4 @@
-"""Copies of modules: what ``copy.deepcopy`` makes, several times faster, and weights that are only read stay uncopied.
+"""Copies of modules: what ``copy.deepcopy`` makes, in less time, and weights that are only read stay uncopied.
 
 [Note: copying modules]
 A network is hundreds of modules with two dozen attributes each, nearly all of them numbers and empty tables of hooks.

@@ -34,7 +34,7 @@ from .latency import LatencyTable, measure_latency
 from .masking import regions
 from .optim import AttachedOptimizer, build
 from .optim import attach as attach_method
-from .optim.arguments import SPARSITY
+from .optim.arguments import SPARSITY, flag
 from .optim.cutting import refuse_uncuttable
 from .optim.selection import units_for
 from .record import SurgeryRecord, from_runs
@@ -480,16 +480,16 @@ class OTO:
             physical_cuts: see `compact`; it then happens at the end of every period.
             **config: the method's arguments, and ``process_group`` of :func:`optim.attach`.
         """
-        cuts = _flag("physical_cuts", physical_cuts)
-        if cuts:
+        flag("physical_cuts", physical_cuts)
+        if physical_cuts:
             refuse_uncuttable(optimizer, self._named_tensors())
         return self._with_cuts(
-            attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config), cuts
+            attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config), physical_cuts
         )
 
     def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
-        cuts = _flag("physical_cuts", physical_cuts)
-        return self._with_cuts(build(method, self._named_tensors(), self.groups, **options), cuts)
+        flag("physical_cuts", physical_cuts)
+        return self._with_cuts(build(method, self._named_tensors(), self.groups, **options), physical_cuts)
 
     def _with_cuts(self, optimizer: torch.optim.Optimizer, physical: bool) -> torch.optim.Optimizer:
         assert isinstance(optimizer, AttachedOptimizer)
@@ -823,12 +823,6 @@ def _hollow(model: nn.Module) -> nn.Module:
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
     }
     return copy_module(model, TraceError, empty)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} is {value!r}; it has to be True or False")
-    return value
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

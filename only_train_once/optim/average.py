@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import Region, precise
+from only_train_once.masking import HALF, Region, precise
 from only_train_once.sharding import like, part_of, shares_of
 
 
@@ -103,7 +103,8 @@ class _Mean(Mapping[str, Tensor]):
         gone: Sequence[Region],
         of: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> None:
-        self._names, self._sums, self._now, self._count, self._tensors, self._of = names, sums, now, count, tensors, of
+        self._names = dict.fromkeys(names)
+        self._sums, self._now, self._count, self._tensors, self._of = sums, now, count, tensors, of
         self._gone = {region.name: region for region in gone}
         self._last: tuple[str, Tensor] | None = None  # several sums over the entries of a tensor follow each other
         self.shares = shares_of(tensors)
@@ -148,8 +149,7 @@ def _accumulate(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 def _widened(value: Tensor) -> Tensor:
     """A copy in a precision that holds sums."""
-    half = value.dtype in (torch.float16, torch.bfloat16)
-    return value.to(torch.float32 if half else value.dtype, copy=True)
+    return value.to(torch.float32 if value.dtype in HALF else value.dtype, copy=True)
 
 
 def _square(gradient: Tensor) -> Tensor:
