@@ -1,4 +1,7 @@
-"""Networks of torchvision with pictures of the size they are made for, the largest too. For timings."""
+"""Networks of torchvision for timings: large classifiers and segmenters get pictures of their own size, too.
+
+Detectors, optical flow and the video networks of `torchvision_models` have the same inputs as there.
+"""
 
 from __future__ import annotations
 
@@ -10,5 +13,4 @@ __all__ = ["build", "names"]
 
 
 def build(name: str) -> Network:
-    torchvision_models.LARGE = float("inf")
-    return torchvision_models.build(name)
+    return torchvision_models.build(name, own_size=True)

@@ -20,10 +20,9 @@ _SIZES = {
     "vit_b_32": 224,
     "inception_v3": 299,
     "quantized_inception_v3": 299,
-    "vit_h_14": 98,  # not where large networks get large pictures
 }
 # The largest networks get smaller pictures: their forward passes in float64 are what takes the zoo's time.
-LARGE, _SMALL = 30e6, 96
+_LARGE, _SMALL = 30_000_000, 96
 _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"init_weights": False}
     for name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3")
@@ -34,13 +33,15 @@ def names() -> list[str]:
     return sorted(torchvision.models.list_models())
 
 
-def build(name: str) -> Network:
+def build(name: str, own_size: bool = False) -> Network:
+    """A network; with ``own_size`` classifiers and segmenters that are large get pictures of their own size too."""
     options = dict(_OPTIONS.get(name, {}))
     module = torchvision.models.get_model_builder(name).__module__
     if ".detection." in module or ".segmentation." in module:
         options["weights_backbone"] = None
-    if name.startswith("vit_") and name not in ("vit_b_16", "vit_b_32") and float("inf") > LARGE:
-        options["image_size"] = _SMALL if not name.endswith("14") else 98
+    small = 98 if name.endswith("14") else _SMALL  # pictures of whole patches
+    if name.startswith("vit_") and name not in _SIZES and not own_size:
+        options["image_size"] = small
     model = torchvision.models.get_model(name, weights=None, **options)
     if ".detection." in module:
         return Network(
@@ -53,10 +54,9 @@ def build(name: str) -> Network:
     if ".video." in module:
         frames, size = next(found for prefix, found in _VIDEO.items() if name.startswith(prefix))
         return Network(model, lambda seed: _images(seed, frames, size, size))
-    size = _SIZES.get(name, 224) if float("inf") > LARGE or name != "vit_h_14" else 224
-    if sum(p.numel() for p in model.parameters()) > LARGE and name not in _SIZES:
-        size = _SMALL
-    return Network(model, lambda seed: _images(seed, size), "" if size != _SMALL else f"input {size}")
+    large = sum(p.numel() for p in model.parameters()) > _LARGE
+    size = small if large and name not in _SIZES and not own_size else _SIZES.get(name, 224)
+    return Network(model, lambda seed: _images(seed, size), f"input {size}" if size == small else "")
 
 
 def _images(seed: int, *size: int) -> Tensor:
