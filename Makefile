@@ -43,6 +43,10 @@ $(VENV)/.dev: $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py
 
