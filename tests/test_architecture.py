@@ -19,7 +19,7 @@ ORDER = [
     *("size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
-    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
+    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint", "stock"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
