@@ -55,8 +55,8 @@ class Stack:
         layers: path of their list in the base model.
         count: field of the configuration that has their number.
         widths: what is read from each of them.
-        adds: the modules whose outputs a layer adds to the stream that passes it; empty where a layer is more than
-            these sums (it normalizes them), so that a layer of zeros cannot be left out.
+        adds: the modules whose outputs a layer adds to the stream that passes it; empty where a layer of zeros cannot
+            be left out: it normalizes the sums, or the library has no argument for the number of layers.
         scales: numbers that change with a width, or with a layer's place.
     """
 
@@ -239,7 +239,6 @@ _TIMM_MIXER = Family(
             "blocks",
             "num_blocks",
             widths=(Width("tokens", "mlp_tokens.fc1.weight", 0), Width("channels", "mlp_channels.fc1.weight", 0)),
-            adds=("mlp_tokens.fc2", "mlp_channels.fc2"),
         ),
     ),
 )

@@ -61,8 +61,8 @@ def _only_stack(model: nn.Module) -> StackPlace:
     if len(found) == 1 and found[0].stack.adds:
         return found[0]
     raise ConfigurationError(
-        f"a layer of a {type(model).__name__} is more than a sum onto what passes it (its norm comes after the sum, or "
-        "layers share a table of positions), so none can be left out exactly"
+        f"layers of a {type(model).__name__} cannot be left out: its norms come after the sums, its layers share a table, "
+        "or its constructor has no argument for their number"
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import StockError
 from ..inputs import Inputs, dtype_of
-from .convert import WAY_OUT, Maker, stock_model
+from .convert import WAY_OUT, Maker, reach, stock_model
 from .families import TIMM, Family
 
 
@@ -58,9 +58,11 @@ def _construct(model: Any, name: str, given: Mapping[str, Any], settings: Mappin
     import timm
 
     family, widths = TIMM[type(model).__name__]
-    count = family.stacks[0].count
+    stack = family.stacks[0]
     ratios = tuple((settings[width] + 0.5) / model.embed_dim for width in widths)
-    arguments = {**given, "mlp_ratio": ratios if len(ratios) > 1 else ratios[0], count: settings[count]}
+    arguments = {**given, "mlp_ratio": ratios if len(ratios) > 1 else ratios[0]}
+    if settings[stack.count] != len(reach(model, stack.layers)):
+        arguments[stack.count] = settings[stack.count]
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
         stock = timm.create_model(name, pretrained=False, **arguments)
     return stock.to(next((p.device for p in model.parameters()), torch.device("cpu")), dtype_of(model))
