@@ -37,6 +37,7 @@ from .optim import attach as attach_method
 from .optim.arguments import SPARSITY, flag
 from .optim.cutting import refuse_uncuttable
 from .optim.selection import units_for
+from .recipe import RECIPE, Recipe, measure_of
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
 from .sharding import gather_into, is_running, is_spread, plainly_named
@@ -486,6 +487,32 @@ class OTO:
         return self._with_cuts(
             attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config), physical_cuts
         )
+
+    def train_once(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        *,
+        recipe: Recipe = RECIPE,
+        physical_cuts: bool = True,
+        **config: Any,
+    ) -> torch.optim.Optimizer:
+        """Attach HESSO with the settings of a recipe to an optimizer that exists; returns the same object.
+
+        Args:
+            optimizer: any torch optimizer over the model's parameters.
+            total_steps: of the training, see :meth:`steps_within` for how many those of a full training buy.
+            recipe: the settings.
+            physical_cuts: see :meth:`compact`.
+            **config: ``target_flops`` or another target, and whatever else should differ from the recipe.
+        """
+        settings = {**recipe.arguments(total_steps, measure_of(config)), **config}
+        return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
+
+    def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe = RECIPE) -> int:
+        """How many steps of :meth:`train_once` cost the FLOPs of ``full_steps`` steps of the full network."""
+        left = target_flops if target_flops <= 1 else target_flops / self.costs().flops
+        return recipe.steps_within(full_steps, left)
 
     def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
         flag("physical_cuts", physical_cuts)
