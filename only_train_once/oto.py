@@ -10,7 +10,7 @@ import copy
 import logging
 import re
 import webbrowser
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ from .optim.selection import units_for
 from .recipe import RECIPE, Recipe, measure_of
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
+from .sensitivity import Sensitivity, analyse
 from .sharding import gather_into, is_running, is_spread, plainly_named
+from .suggest import Suggestion, suggest
 from .surgery import staying_at_zero, whole_multiples, zero_units
 from .trace import trace
 from .visualize import draw_groups
@@ -785,6 +787,47 @@ class OTO:
         if not isinstance(known, Mapping) or not all(name in self.groups for name in known):
             raise ConfigurationError(f"removed is {removed!r:.80}: a dict from group names to units is needed")
         return CostModel(self.groups, self._named_tensors(), latency=latency_table).costs(known)
+
+    def sensitivity(self, evaluate: Callable[[nn.Module], Any], **options: Any) -> Sensitivity:
+        """How much a metric changes when units of one group, or of all, are at zero; the model is as before afterwards.
+
+        Example::
+
+            found = oto.sensitivity(lambda model: accuracy(model, validation), metric="accuracy")
+            print(found)
+            found.plot("sensitivity.svg")
+            optimizer = oto.hesso(..., min_units=found.min_units(tolerance=0.05))
+
+        Args:
+            evaluate: model -> number; called once per group and level.
+            **options: ``levels``, ``criteria``, ``metric``, ``higher_is_better``; see :func:`sensitivity.analyse`.
+        """
+        if is_spread(self.model):
+            raise ConfigurationError(
+                "the parameters are spread over processes: full = oto.gather() has all of them in the first"
+            )
+        return analyse(self.model, list(self.groups.prunable), self._named_tensors(), evaluate, **options)
+
+    def suggest(
+        self,
+        total_steps: int,
+        *,
+        sensitivity: Sensitivity | None = None,
+        tolerance: float | None = None,
+        recipe: Recipe = RECIPE,
+    ) -> Suggestion:
+        """A target and a schedule for a training of so many steps, and why.
+
+        ``suggestion.arguments`` go to :meth:`hesso` or :meth:`attach`; ``print(suggestion)`` says why.
+
+        Args:
+            total_steps: of the whole training.
+            sensitivity, tolerance: what :meth:`sensitivity` found, and by how much the metric may be worse when one
+                group alone is cut: groups then keep what they need for that.
+            recipe: when to prune.
+        """
+        model = CostModel(self.groups, self._named_tensors())
+        return suggest(self.groups, model, total_steps, recipe, sensitivity, tolerance)
 
     def measure_latency(self, device: str | torch.device | None = None, **options: Any) -> LatencyTable:
         """Time every matrix product, convolution and attention at a grid of sizes, for ``target_latency``.
