@@ -508,13 +508,16 @@ class OTO:
             physical_cuts: see :meth:`compact`.
             **config: ``target_flops`` or another target, and whatever else should differ from the recipe.
         """
-        settings = {**recipe.arguments(total_steps, measure_of(config)), **config}
+        left = self._left(config["target_flops"]) if config.get("target_flops") is not None else 1.0
+        settings = {**recipe.arguments(total_steps, measure_of(config), left), **config}
         return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
 
     def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe = RECIPE) -> int:
         """How many steps of :meth:`train_once` cost the FLOPs of ``full_steps`` steps of the full network."""
-        left = target_flops if target_flops <= 1 else target_flops / self.costs().flops
-        return recipe.steps_within(full_steps, left)
+        return recipe.steps_within(full_steps, self._left(target_flops))
+
+    def _left(self, target_flops: float) -> float:
+        return target_flops if target_flops <= 1 else target_flops / self.compute_flops(in_million=False)["total"]
 
     def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
         flag("physical_cuts", physical_cuts)

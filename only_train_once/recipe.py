@@ -26,7 +26,7 @@ from typing import Any
 from .budgets import MEASURES
 from .errors import ConfigurationError
 from .groups import Role
-from .optim.arguments import share, whole
+from .optim.arguments import one_of, share, whole
 from .schedules import left_due, period_lengths
 
 _SHORTEST = 10  # steps, for each of the three parts to have some
@@ -40,6 +40,7 @@ class Recipe:
         start: share of the steps before pruning.
         length: share of the steps that prune.
         periods: into which these are cut; the network gets smaller after each.
+        of: what ``start`` and ``length`` are shares of: "steps", or the "flops" of a run with a target in FLOPs.
         ramp, scarcity, cost_exponent: see `optim.arguments.Budget`.
         criteria: scores of units.
         roles: slices that the scores look at.
@@ -48,6 +49,7 @@ class Recipe:
     start: float = 0.1
     length: float = 0.2
     periods: int = 8
+    of: str = "steps"
     ramp: str = "geometric"
     scarcity: float = 3.0
     cost_exponent: float = 0.25
@@ -61,21 +63,35 @@ class Recipe:
                 f"length is {self.length!r}; the rule is 0 < length <= 1 - start, {1 - self.start}"
             )
         whole("periods", self.periods, 1)
+        one_of("of", self.of, ("steps", "flops"))
 
-    def when(self, total_steps: int) -> dict[str, int]:
-        """Start, length and number of periods in a run of so many steps."""
+    def when(self, total_steps: int, left: float = 1.0) -> dict[str, int]:
+        """Start, length and number of periods in a run of so many steps that ends with ``left`` of the FLOPs."""
         whole("total_steps", total_steps, _SHORTEST)
-        steps = max(round(self.length * total_steps), 1)
+        start, length = self._step_shares(left)
+        steps = max(round(length * total_steps), 1)
         return {
-            "start_pruning_step": min(round(self.start * total_steps), total_steps - steps),
+            "start_pruning_step": min(round(start * total_steps), total_steps - steps),
             "pruning_steps": steps,
             "pruning_periods": min(self.periods, steps),
         }
 
-    def arguments(self, total_steps: int, measure: str | None) -> dict[str, Any]:
+    def _step_shares(self, left: float) -> tuple[float, float]:
+        if self.of == "steps":
+            return self.start, self.length
+        during = sum(self._during(left, self.periods)) / self.periods
+        before, pruning, rest = self.start, self.length / during, (1 - self.start - self.length) / left
+        total = before + pruning + rest
+        return before / total, pruning / total
+
+    def _during(self, left: float, periods: int) -> list[float]:
+        """Share of the FLOPs of a step in each period."""
+        return [1.0, *(left_due(p, periods, 1.0, left, self.ramp) for p in range(periods - 1))]
+
+    def arguments(self, total_steps: int, measure: str | None, left: float = 1.0) -> dict[str, Any]:
         """Arguments of HESSO for a run of so many steps with a target in ``measure``; None for a share of the units."""
         return {
-            **self.when(total_steps),
+            **self.when(total_steps, left),
             "importance_score_criteria": self.criteria,
             "importance_roles": tuple(self.roles),
             "ramp": self.ramp,
@@ -85,11 +101,10 @@ class Recipe:
 
     def cost(self, total_steps: int, left: float) -> float:
         """FLOPs of a run, in steps of the full network, when ``left`` of the FLOPs of a step are left in the end."""
-        when = self.when(total_steps)
+        when = self.when(total_steps, left)
         start, steps, periods = when["start_pruning_step"], when["pruning_steps"], when["pruning_periods"]
-        lengths = period_lengths(steps, periods)
-        during = (1.0, *(left_due(p, periods, 1.0, left, self.ramp) for p in range(periods - 1)))
-        pruning = sum(n * level for n, level in zip(lengths, during, strict=True))
+        lengths, levels = period_lengths(steps, periods), self._during(left, periods)
+        pruning = sum(n * level for n, level in zip(lengths, levels, strict=True))
         return start + pruning + (total_steps - start - steps) * left
 
     def steps_within(self, full_steps: int, left: float) -> int:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from benchmarks.quality.task import Task
+from benchmarks.quality.task import RISE, Task, nearest
 from benchmarks.quality.training import Run
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def pruner(task: Task, model: nn.Module, importance: str, ratio: float, steps: i
             num_heads=heads,
             prune_num_heads=bool(heads),
             prune_head_dims=not heads,
-            head_pruning_ratio=ratio if heads else 0.0,
+            head_pruning_ratio=min(ratio, 1 - 1 / max(heads.values())) if heads else 0.0,  # one is left
             in_channel_groups={},
             out_channel_groups={},
             **options,
@@ -52,7 +51,7 @@ def pruner(task: Task, model: nn.Module, importance: str, ratio: float, steps: i
 
 @functools.cache
 def ratio_for(task: Task, level: float) -> tuple[float, float]:
-    """The ratio at which the network costs as near as possible to ``level`` of the full one, and what it costs."""
+    """The ratio at which the network costs ``level`` of the full one, or as little more as can be, and what it costs."""
     full = task.build(1.0)
     low, high, found = 0.0, 1.0, {}
     for _ in range(12):
@@ -61,19 +60,18 @@ def ratio_for(task: Task, level: float) -> tuple[float, float]:
         pruner(task, model, "magnitude", ratio).step()
         found[ratio] = task.share(model)
         low, high = (ratio, high) if found[ratio] > level else (low, ratio)
-    best = min(found, key=lambda r: abs(found[r] - level))
-    return best, found[best]
+    return nearest(found, level)
 
 
 def cut_once(
-    asked: Asked, importance: str = "magnitude", before: float = 0.5, each: bool = False, reg: float = 0.0
+    asked: Asked, importance: str = "magnitude", before: float = 0.5, schedule: str = "each", reg: float = 0.0
 ) -> tuple[nn.Module, Run]:
     """Train, cut, train on.
 
     Args:
         importance: "magnitude", "taylor" or "norm", the last with its regularization before the cut.
         before: share of the budget before the cut.
-        each: both trainings have a learning-rate schedule of their own, instead of sharing one by their budgets.
+        schedule: of the learning rate: "each" training has its own, or they share one, by their "budget" or "steps".
         reg: strength of the regularization.
     """
     task = asked.task
@@ -81,14 +79,16 @@ def cut_once(
     ratio, level = ratio_for(task, asked.level)
     made = pruner(task, model, importance, ratio, **({"reg": reg} if importance == "norm" else {}))
     penalty = made.regularize if importance == "norm" else None
-    first, second = ((0.0, 1.0), (0.0, 1.0)) if each else ((0.0, before), (before, 1.0))
+    one, two = asked.steps(before, 1.0), asked.steps(1 - before, level)
+    middle = {"each": None, "budget": before, "steps": one / (one + two)}[schedule]
+    rise = {"each": None, "budget": RISE, "steps": RISE * task.steps / (one + two)}[schedule]
+    first, second = ((0.0, 1.0), (0.0, 1.0)) if middle is None else ((0.0, middle), (middle, 1.0))
     spared = TAYLOR_BATCHES if importance == "taylor" else 0
-    run.train(model, task.optimizer(model.parameters()), asked.steps(before, 1.0) - spared, first, before_step=penalty)
+    run.train(model, task.optimizer(model.parameters()), one - spared, first, rise, before_step=penalty)
     if importance == "taylor":
         gradients(task, model, run)
     made.step()
-    rest = asked.steps(1 - before, level)
-    run.train(model, task.optimizer(model.parameters()), rest, second)
+    run.train(model, task.optimizer(model.parameters()), two, second, rise)
     return model, run
 
 
@@ -109,13 +109,13 @@ def cut_often(
     model, run = asked.fresh(), Run(task, asked.seed)
     ratio, _ = ratio_for(task, asked.level)
     made = pruner(task, model, importance, ratio, times)
-    run.train(model, task.optimizer(model.parameters()), asked.steps(before, 1.0), (0.0, before))
+    run.train(model, task.optimizer(model.parameters()), asked.steps(before, 1.0), (0.0, before), RISE)
     at = before
     for number in range(times):
         made.step()
         share = during / (times - 1) if number + 1 < times else 1 - at
         steps = asked.steps(share, task.share(model))
-        run.train(model, task.optimizer(model.parameters()), steps, (at, at + share))
+        run.train(model, task.optimizer(model.parameters()), steps, (at, at + share), RISE)
         at += share
     return model, run
 

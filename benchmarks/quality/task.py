@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from only_train_once.flops import count_flops
 
 Batch = Any
-WARM_UP = 0.05  # share of the steps in which the learning rate rises
+RISE = 0.05  # of the steps of the dense training: so many let the learning rate rise, in every training
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +69,19 @@ class Task:
             yield from self.batches(generator)
 
     def narrow(self, left: float) -> nn.Module:
-        """The network of uniform width whose FLOPs are nearest to this share of the full one's."""
+        """The network of uniform width whose FLOPs are this share of the full one's, or as little more as can be."""
         low, high = 0.0, 1.0
         found: dict[float, float] = {}
         for _ in range(12):
             middle = (low + high) / 2
             found[middle] = self.share(self.build(middle))
             low, high = (middle, high) if found[middle] < left else (low, middle)
-        return self.build(min(found, key=lambda width: abs(found[width] - left)))
+        return self.build(nearest(found, left)[0])
+
+
+def nearest(found: Mapping[float, float], left: float) -> tuple[float, float]:
+    """The entry with the least value that is not below ``left``, but for 1 % of it."""
+    return min(((value, key) for key, value in found.items() if value >= 0.99 * left), default=(1.0, 1.0))[::-1]
 
 
 def flops(model: nn.Module, example: Any) -> int:
@@ -86,8 +91,8 @@ def flops(model: nn.Module, example: Any) -> int:
     return total
 
 
-def learning_rate(progress: float) -> float:
-    """Of the peak, when this share of the steps is done: a short rise, then half a cosine to 0."""
-    if progress < WARM_UP:
-        return progress / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+def learning_rate(progress: float, rise: float) -> float:
+    """Of the peak, when this share of a schedule is done: a rise over its share ``rise``, then half a cosine to 0."""
+    if progress < rise:
+        return progress / rise
+    return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))

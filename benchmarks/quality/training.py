@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality.task import Batch, Task, learning_rate
+from benchmarks.quality.task import RISE, Batch, Task, learning_rate
 
 
 @dataclass
@@ -35,10 +35,13 @@ class Run:
         optimizer: torch.optim.Optimizer,
         steps: int,
         part: tuple[float, float] = (0.0, 1.0),
+        rise: float | None = None,
         before_step: Callable[[nn.Module], None] | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,
     ) -> None:
-        """Train on for so many steps, which are this part of the learning-rate schedule."""
+        """Train on for so many steps, which are this part of a learning-rate schedule that rises over a share of it."""
+        if rise is None:
+            rise = RISE * self.task.steps * (part[1] - part[0]) / steps
         peaks = [group.setdefault("peak", group["lr"]) for group in optimizer.param_groups]
         loss = loss or self.task.loss
         size, share = -1, 0.0
@@ -47,7 +50,7 @@ class Run:
             now = sum(p.numel() for p in model.parameters())
             if now != size:  # units have left
                 size, share = now, self.task.share(model)
-            rate = learning_rate(part[0] + (part[1] - part[0]) * step / steps)
+            rate = learning_rate(part[0] + (part[1] - part[0]) * step / steps, rise)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
             value = loss(model, next(self._stream))

@@ -22,6 +22,7 @@ class Attention(nn.Module):
         if rotary:
             frequencies = 1e4 ** (-torch.arange(0, head_dim, 2) / head_dim)
             self.register_buffer("frequencies", torch.cat([frequencies, frequencies]))
+            self.register_buffer("signs", torch.cat([-torch.ones(head_dim // 2), torch.ones(head_dim // 2)]))
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, tokens, width)
         batch, tokens = x.shape[:2]
@@ -31,14 +32,10 @@ class Attention(nn.Module):
         if self.rotary:
             angles = torch.arange(tokens, device=x.device)[:, None] * self.frequencies
             cos, sin = angles.cos(), angles.sin()
-            q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
+            sin = sin * self.signs  # halves change places with a roll: Torch-Pruning loses track of a chunk and a cat
+            q, k = (t * cos + t.roll(self.head_dim // 2, -1) * sin for t in (q, k))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(out.transpose(1, 2).reshape(batch, tokens, -1))
-
-
-def _turned(x: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
 
 
 class Block(nn.Module):

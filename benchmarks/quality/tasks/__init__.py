@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.quality.task import Task
-from benchmarks.quality.tasks import digits
+from benchmarks.quality.tasks import digits, language, sentences, superresolution
 
-TASKS: dict[str, Callable[[], Task]] = {**digits.TASKS}
+TASKS: dict[str, Callable[[], Task]] = {**digits.TASKS, **language.TASKS, **superresolution.TASKS, **sentences.TASKS}

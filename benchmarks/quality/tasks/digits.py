@@ -136,7 +136,7 @@ def _digits(
             score=accuracy,
             optimizer=optimizer,
             example=data()["train"][0][:4],
-            steps=more.get("steps", 480),
+            steps=more.get("steps", 320),
             **{k: v for k, v in more.items() if k != "steps"},
         )
 
@@ -152,7 +152,7 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 
 def _last(model: nn.Module) -> list[Any]:
-    return [list(m for m in model.modules() if isinstance(m, nn.Linear))[-1]]
+    return [[m for m in model.modules() if isinstance(m, nn.Linear)][-1]]
 
 
 def _head(model: nn.Module) -> list[Any]:
