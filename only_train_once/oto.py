@@ -487,7 +487,8 @@ class OTO:
         if physical_cuts:
             refuse_uncuttable(optimizer, self._named_tensors())
         return self._with_cuts(
-            attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config), physical_cuts
+            attach_method(optimizer, self.groups, self._named_tensors(), method=method, model=self.model, **config),
+            physical_cuts,
         )
 
     def train_once(
@@ -521,7 +522,9 @@ class OTO:
 
     def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
         flag("physical_cuts", physical_cuts)
-        return self._with_cuts(build(method, self._named_tensors(), self.groups, **options), physical_cuts)
+        return self._with_cuts(
+            build(method, self._named_tensors(), self.groups, model=self.model, **options), physical_cuts
+        )
 
     def _with_cuts(self, optimizer: torch.optim.Optimizer, physical: bool) -> torch.optim.Optimizer:
         assert isinstance(optimizer, AttachedOptimizer)

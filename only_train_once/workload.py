@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .activations import Sight, find_sights
 from .axes import Axes
 from .graph import Graph, Node, Ref, ValueKind
 from .labels import Ids, Label
@@ -101,12 +102,14 @@ class Workload:
         operators: the calls whose FLOPs are counted.
         storages: activations, those of inputs and constants included; views share the memory of what they view.
         calls: number of calls in all.
+        sights: tensors of modules that carry units; of training passes, too.
     """
 
     extents: tuple[Extent, ...]
     operators: tuple[Operator, ...]
     storages: tuple[Storage, ...]
     calls: int
+    sights: tuple[Sight, ...] = ()
 
     def axes(self, operator: Operator) -> list[tuple[int, ...]]:
         """The extents of an operator's operands, those together that some group shortens both of.
@@ -199,7 +202,8 @@ def find_workload(axes: Axes, units: Mapping[str, Ids]) -> Workload:
             )
         )
     storages = _storages(axes.graph, nodes, sizes)
-    return Workload(tuple(sizes.extents), tuple(operators), storages, len(nodes))
+    sights = find_sights(axes.graph, sizes.extent)
+    return Workload(tuple(sizes.extents), tuple(operators), storages, len(nodes), sights)
 
 
 class _Sizes:

@@ -17,9 +17,10 @@ PACKAGE = Path(only_train_once.__file__).parent
 ORDER = [
     *("errors", "sharding", "collector", "higher_order", "copying", "inputs", "graph", "sizes", "recorder"),
     *("size_reader", "trace"),
-    *("labels", "rules", "axes", "multiples", "workload", "groups"),
+    *("labels", "rules", "axes", "multiples", "activations", "products", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim", "recipe"),
-    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
+    *("norms", "record", "surgery", "verify", "exact", "cutting"),
+    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "stock"),
     *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "cli", "oto", "__init__"),
 ]
 

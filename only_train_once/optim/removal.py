@@ -144,6 +144,9 @@ class Removal(Method):
         else:
             self.collect(optimizer, scoring)
 
+    def ready(self) -> None:
+        self.scoring.watch(self.step, None if self.finished else self.next_scoring())
+
     def next_scoring(self) -> int | None:
         """The first step >= this one at which scores are needed, or None."""
         return next_period(self.step, self.when)
@@ -159,7 +162,7 @@ class Removal(Method):
         self._ramp = None  # `after` finds the period's units; also when they were chosen before an interrupted step
         gone = self.chosen > 0
         if self.goal.due(where.period, self.when["periods"], int(gone.sum())) == 0:
-            self.scoring.average.reset()
+            self.scoring.reset()
             return
         picked = self.goal.choose(self.scores(optimizer), gone, where.period, self.when["periods"])
         self.chosen[picked] = where.period + 1
