@@ -19,7 +19,8 @@ ORDER = [
     *("size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
-    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
+    *("norms", "record", "surgery", "verify", "exact", "cutting"),
+    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
