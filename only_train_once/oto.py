@@ -64,13 +64,28 @@ class Subnet:
     report: SubnetReport
     record: SurgeryRecord
 
-    def save(self, out_dir: str | Path) -> Path:
+    def save(
+        self,
+        out_dir: str | Path,
+        *,
+        max_shard_size: int | str = checkpoint.SHARD_SIZE,
+        builder: Mapping[str, Any] | bool | None = None,
+    ) -> Path:
         """Write tensors (safetensors), surgery record and report (JSON) into a folder; returns it.
 
-        ``report`` then also knows the place and the size of the tensors' file.
+        ``report`` then also knows the place and the size of the tensors' files.
+
+        Args:
+            max_shard_size: a model that takes more gets several tensor files, with the index that Hugging Face's
+                libraries read.
+            builder: how the full model is made, so that ``load`` needs no constructor, for example
+                ``{"library": "torchvision", "name": "resnet18", "arguments": {"num_classes": 10}}``. None finds it out
+                for models of transformers and timm, False leaves it out.
         """
-        directory = checkpoint.save(self.model, self.record, self.report.to_dict(), out_dir)
-        size = (directory / checkpoint.TENSOR_FILE).stat().st_size
+        directory = checkpoint.save(
+            self.model, self.record, self.report.to_dict(), out_dir, max_shard_size=max_shard_size, builder=builder
+        )
+        size = sum((directory / file).stat().st_size for file in checkpoint.read_manifest(directory).files)
         self.report = with_file(self.report, str(directory), size)
         return directory
 
