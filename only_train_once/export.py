@@ -338,9 +338,9 @@ def _other_sizes(model: nn.Module, inputs: Inputs, captured: _Captured) -> tuple
     """Other sizes of the symbols at which the module runs; and why it runs at none, for those."""
     now = captured.sizes
     for changed in ({s: size(n) for s, n in now.items()} for size in _OTHER_SIZES):
-        if all(captured.within(s, n) for s, n in changed.items()):
-            if _fails(model, captured.inputs_at(inputs, changed, 2)) is None:
-                return changed, {}
+        fits = all(captured.within(s, n) for s, n in changed.items())
+        if fits and _fails(model, captured.inputs_at(inputs, changed, 2)) is None:
+            return changed, {}
     found: dict[Any, int] = {}
     refused: dict[Any, str] = {}
     for symbol in now:
@@ -359,7 +359,7 @@ _OTHER_SIZES: tuple[Callable[[int], int], ...] = (lambda n: n + 1, lambda n: n -
 def _size_of(
     model: nn.Module, inputs: Inputs, captured: _Captured, symbol: Any, alike: Sequence[Any]
 ) -> tuple[dict[Any, int], str]:
-    """Another size of one symbol, alone or with those that have the same size; nothing and a reason if there is none."""
+    """Another size of one symbol, alone or with those of the same size; else nothing, and a reason."""
     reason = "no other size is in the range that torch.export found"
     for size in (other(captured.sizes[symbol]) for other in _OTHER_SIZES):
         for symbols in ([symbol], alike):
@@ -472,8 +472,8 @@ def _compiler() -> None:
         get_cpp_compiler()
     except Exception as error:
         raise ExportError(
-            f"AOTInductor needs a C++ compiler, and found none ({_first_lines(error)}): install g++ or clang++, or name "
-            "one in the environment variable CXX"
+            f"AOTInductor needs a C++ compiler, and found none ({_first_lines(error)}): install g++ or clang++, or "
+            "name one in the environment variable CXX"
         ) from error
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(only_train_once.__file__).parent
 ORDER = [
     *("errors", "sharding", "collector", "higher_order", "copying", "inputs", "graph", "sizes", "recorder"),
     *("size_reader", "trace"),
-    *("labels", "rules", "axes", "multiples", "workload", "groups"),
+    *("labels", "rules", "axes", "multiples", "products", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
