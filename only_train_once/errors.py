@@ -9,6 +9,7 @@ OTOError
 ├── NumericalError        a NaN or an infinity where a finite number is needed
 ├── SurgeryError          a subnet cannot be built from these groups
 │   └── VerificationError      the subnet does not compute what the full network computes
+├── ExportError           a module cannot be exported, or the program computes something else
 └── CheckpointError       a file is damaged, foreign, or belongs to another model
 
 A message names the thing, its value, the rule it breaks and the way out.
@@ -51,6 +52,10 @@ class SurgeryError(OTOError):
 
 class VerificationError(SurgeryError):
     """The subnet does not compute what the full network computes."""
+
+
+class ExportError(OTOError):
+    """A module cannot be exported, a package for it is missing, or the program computes something else."""
 
 
 class CheckpointError(OTOError):

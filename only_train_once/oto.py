@@ -26,6 +26,7 @@ from .copying import copy_module
 from .cutting import CutEvent, LiveCuts
 from .errors import ConfigurationError, TraceError, VerificationError
 from .exact import Attempt
+from .export import Exported, export_model
 from .flops import count_flops, observing
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
@@ -58,11 +59,16 @@ class Subnet:
         model: same class as the full one, ordinary submodules, smaller tensors.
         report: numbers before and after; prints well.
         record: what was cut where; applied again when the subnet is loaded.
+        inputs: the example inputs it was compared on.
     """
 
     model: nn.Module
     report: SubnetReport
     record: SurgeryRecord
+    inputs: Any = None
+
+    def __post_init__(self) -> None:
+        self._dtype = dtype_of(self.model)
 
     def save(
         self,
@@ -88,6 +94,19 @@ class Subnet:
         size = sum((directory / file).stat().st_size for file in checkpoint.read_manifest(directory).files)
         self.report = with_file(self.report, str(directory), size)
         return directory
+
+    def export(self, kind: str, path: str | Path, *, inputs: Any = None, dynamic: bool | str = True) -> Exported:
+        """Write the subnet as a program, ``"torch_export"``, ``"onnx"`` or ``"aot"``; see :func:`export.export_model`.
+
+        It is read back and compared with the subnet, at other sizes too, before the file is kept. ``inputs`` are those
+        of the analysis where none are given.
+        """
+        return export_model(self.model, kind, path, inputs=self._inputs(inputs), dynamic=dynamic)
+
+    def _inputs(self, inputs: Any) -> Any:
+        if inputs is None and self.inputs is None:
+            raise ConfigurationError("this subnet has no example inputs: give inputs=..., what its forward takes")
+        return inputs_for(self.model, self.inputs, self._dtype) if inputs is None else inputs
 
     def __str__(self) -> str:
         return str(self.report)
@@ -759,7 +778,7 @@ class OTO:
         for name in excluded:
             logger.warning("group %s stays in the subnet: %s", name, attempt.reasons[name])
         report = replace(report, excluded={n: attempt.reasons[n] for n in excluded}, notes=notes, **verification)
-        return Subnet(model, report, record)
+        return Subnet(model, report, record, self._inputs_now())
 
     def _inputs_now(self) -> Any:
         """The example inputs, cast along when the model was (``model.half()`` after training)."""
