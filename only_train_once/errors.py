@@ -8,6 +8,7 @@ OTOError
 ├── ConfigurationError    an argument is outside its range (also a ValueError)
 ├── NumericalError        a NaN or an infinity where a finite number is needed
 ├── SurgeryError          a subnet cannot be built from these groups
+│   ├── StockError             a stock architecture cannot express the subnet; `subnet.save` can
 │   └── VerificationError      the subnet does not compute what the full network computes
 ├── ExportError           a module cannot be exported, or the program computes something else
 └── CheckpointError       a file is damaged, foreign, or belongs to another model
@@ -48,6 +49,10 @@ class NumericalError(OTOError, ArithmeticError):
 
 class SurgeryError(OTOError):
     """A subnet cannot be built from these groups."""
+
+
+class StockError(SurgeryError):
+    """A stock architecture cannot express the subnet; the message names the width that stands in the way."""
 
 
 class VerificationError(SurgeryError):

@@ -11,7 +11,7 @@ import logging
 import re
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, stock
 from .budgets import CostModel, Costs
 from .copying import copy_module
 from .cutting import CutEvent, LiveCuts
@@ -59,13 +59,13 @@ class Subnet:
         model: same class as the full one, ordinary submodules, smaller tensors.
         report: numbers before and after; prints well.
         record: what was cut where; applied again when the subnet is loaded.
-        inputs: the example inputs it was compared on.
+        inputs: the example inputs it was made with; what is made of it is compared on others like them.
     """
 
     model: nn.Module
     report: SubnetReport
     record: SurgeryRecord
-    inputs: Any = None
+    inputs: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._dtype = dtype_of(self.model)
@@ -94,6 +94,39 @@ class Subnet:
         size = sum((directory / file).stat().st_size for file in checkpoint.read_manifest(directory).files)
         self.report = with_file(self.report, str(directory), size)
         return directory
+
+    def to_stock(
+        self, *, pad: bool = False, inputs: Any = None, arguments: Mapping[str, Any] | None = None
+    ) -> nn.Module:
+        """The subnet as an ordinary model of transformers or timm: the same class, a configuration of smaller widths.
+
+        It needs nothing of this library. It was compared with the subnet in float64 and in its own precision.
+
+        Args:
+            pad: fill up with zeros what a configuration has no number for: layers that are narrower than the widest,
+                heads where their number is fixed.
+            inputs: other example inputs than those the subnet was made with.
+            arguments: of ``timm.create_model``, where timm has not written them down.
+
+        Raises:
+            StockError: the configuration cannot say what the subnet is; names the layer and the field.
+        """
+        return stock.to_stock(self.model, self._inputs(inputs), pad=pad, arguments=arguments)
+
+    def save_pretrained(
+        self,
+        out_dir: str | Path,
+        *,
+        pad: bool = False,
+        inputs: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write :meth:`to_stock` as its library does; returns the folder.
+
+        ``AutoModel.from_pretrained(folder)`` reads it (a class of transformers), or
+        ``timm.create_model("local-dir:folder", pretrained=True)``. Arguments and errors as for :meth:`to_stock`.
+        """
+        return stock.save_pretrained(self.model, self._inputs(inputs), out_dir, pad=pad, arguments=arguments)
 
     def export(self, kind: str, path: str | Path, *, inputs: Any = None, dynamic: bool | str = True) -> Exported:
         """Write the subnet as a program, ``"torch_export"``, ``"onnx"`` or ``"aot"``; see :func:`export.export_model`.
@@ -309,6 +342,47 @@ class OTO:
             reason = f"marked unprunable: node {node.index}, {self.graph.where(node)}"
             by_tensor.update(dict.fromkeys(self._tensors_behind(node), reason))
         self._freeze_tensors(by_tensor)
+
+    def mark_unprunable_for_stock(self) -> None:
+        """Freeze what a stock architecture has no number for, so that ``subnet.save_pretrained`` will work.
+
+        For a model of transformers or timm, before the optimizer is made; ``uniform=True`` does the rest, the same
+        widths in every layer.
+
+        Raises:
+            StockError: no table knows the architecture.
+        """
+        reasons = stock.reasons_to_stay(self.model, self.groups)
+        self._freeze({name: f"marked unprunable: {reason}" for name, reason in reasons.items()})
+
+    def zero_layers(self, layers: int | Sequence[int]) -> list[str]:
+        """Zero whole layers, **in the model that was given**: they pass on what they get, and train no further.
+
+        ``subnet.save_pretrained`` leaves them out. Their groups are frozen: the layers go as a whole. Call it before
+        the optimizer is made, or when training is over.
+
+        Args:
+            layers: which ones; or how many, those without which the outputs on the example inputs change least.
+
+        Returns:
+            their paths.
+
+        Raises:
+            ConfigurationError: there are no such layers, or a layer of this model does more than adding to what
+                passes it.
+            StockError: no table knows the architecture.
+        """
+        if self._cuts is not None and self._cuts.cut:
+            raise ConfigurationError("units have left the model: zero layers before training, or analyse what is left")
+        zeroed = stock.zero_layers(self.model, layers, self._inputs_now())
+        inside = {
+            group.name: f"layer {path} is at zero as a whole"
+            for group in self.groups
+            for path in zeroed
+            if all(s.param.startswith(f"{path}.") for s in group.slices)
+        }
+        self._freeze(inside)
+        return zeroed
 
     def _freeze_tensors(self, by_tensor: Mapping[str, str]) -> None:
         frozen = {}
