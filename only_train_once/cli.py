@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from . import groups as groups_module
-from .checkpoint import TENSOR_FILE, read_record
+from .checkpoint import read_manifest
 from .errors import ConfigurationError, OTOError
 from .report import SubnetReport, groups_table, with_file
 from .trace import trace
@@ -32,10 +32,10 @@ _DTYPES = {"float": torch.float32, "double": torch.float64, "half": torch.float1
 
 def read_report(directory: Path) -> SubnetReport:
     """The report saved beside a subnet; the tensors are not opened."""
-    data = read_record(directory)
-    report = SubnetReport.from_dict(data.get("report", {}))
-    tensors = directory / TENSOR_FILE
-    return with_file(report, str(directory), tensors.stat().st_size) if tensors.is_file() else report
+    manifest = read_manifest(directory)
+    report = SubnetReport.from_dict(manifest.report)
+    sizes = [(directory / file).stat().st_size for file in manifest.files if (directory / file).is_file()]
+    return with_file(report, str(directory), sum(sizes)) if len(sizes) == len(manifest.files) else report
 
 
 def parse_input(text: str) -> Tensor:

@@ -12,6 +12,7 @@ direction. With x the unit's entries, g their gradients and E[g^2] the mean of t
 ``taylor_second_order``     <x, g>^2 / 2                    to second order, with g g^T for the Hessian
 ``fisher_diagonal``         <x^2, E[g^2]> / 2               to second order, with the Fisher diagonal for the Hessian
 ``batch_norm_scale``        ||gamma||                       of the unit's batch norms (network slimming, 2017)
+``activation``              mean |a|                        a: what readers of the unit are given (``optim/watching``)
 ``lamp``                    ||x||^2 / (sum of it over the unit and the longer ones of its group) (LAMP, 2021)
 ``fpgm``                    sum of the distances to the other units of the group (FPGM, 2019)
 ``negative_cosine``         -<x, g> / (||x|| ||g||)         OTOv2's released code takes high cosines as redundant ...
@@ -25,8 +26,7 @@ whose removal *helps*, and it has to score low. A unit at zero has nothing left 
 Each is a formula over sums that `SUMS` knows. Tensors may be spread over processes: each adds up what it has, and the
 formulas see what all of them have (`sums_of`).
 
-To add one, give ``importance_score_criteria`` a function (group, parameters, gradients) -> scores. Criteria that look
-at activations are such functions: they bring the hooks that collect what they need.
+To add one, give ``importance_score_criteria`` a function (group, parameters, gradients) -> scores.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def sums_of(
 # -- formulas --------------------------------------------------------------------------------------------------------
 
 
+ACTIVATIONS = "activations"  # no sum over entries: whoever scores brings them
 _COSINE = ("lengths", "slopes", "products")
 Formula = Callable[[Sums, Callable[[], Tensor]], Tensor]
 
@@ -227,6 +228,12 @@ def batch_norm_scales(group: PruningGroup) -> set[str]:
     return {prefix + "weight" for prefix in norms} & names
 
 
+@criterion(ACTIVATIONS, "live")
+def activation(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Mean size of what the unit puts out; 0 for a unit at zero, whatever constant it leaves.  (units,)"""
+    return torch.where(sums["live"] > 0, sums[ACTIVATIONS], 0)
+
+
 @criterion("lengths")
 def lamp(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Squared norm over the sum of squared norms from this unit upwards; 1 for the longest of each group.  (units,)"""
@@ -269,6 +276,7 @@ CRITERIA: dict[str, Criterion] = {
     "taylor_second_order": taylor_second_order,
     "fisher_diagonal": fisher_diagonal,
     "batch_norm_scale": batch_norm_scale,
+    "activation": activation,
     "lamp": lamp,
     "fpgm": fpgm,
     "negative_cosine": negative_cosine,
@@ -277,5 +285,6 @@ CRITERIA: dict[str, Criterion] = {
 AT_ZERO = {"negative_cosine": -1.0, "inverse_avg_magnitude": -1 / 1e-6}  # scores of units at zero, where not 0
 _OF_GRADIENTS, _OF_SQUARES = {"products", "slopes"}, {"curvatures"}
 WITHOUT_GRADIENTS = {n for n, c in CRITERIA.items() if not {*c.sums} & (_OF_GRADIENTS | _OF_SQUARES)}
+WITH_ACTIVATIONS = {n for n, c in CRITERIA.items() if ACTIVATIONS in c.sums}
 WITH_SQUARES = {n for n, c in CRITERIA.items() if {*c.sums} & _OF_SQUARES}
 """Criteria that look at the mean of squared gradients: they are given it in the place of the mean gradient."""

@@ -10,6 +10,7 @@ OTOError
 ├── SurgeryError          a subnet cannot be built from these groups
 │   ├── StockError             a stock architecture cannot express the subnet; `subnet.save` can
 │   └── VerificationError      the subnet does not compute what the full network computes
+├── ExportError           a module cannot be exported, or the program computes something else
 └── CheckpointError       a file is damaged, foreign, or belongs to another model
 
 A message names the thing, its value, the rule it breaks and the way out.
@@ -56,6 +57,10 @@ class StockError(SurgeryError):
 
 class VerificationError(SurgeryError):
     """The subnet does not compute what the full network computes."""
+
+
+class ExportError(OTOError):
+    """A module cannot be exported, a package for it is missing, or the program computes something else."""
 
 
 class CheckpointError(OTOError):

@@ -1,14 +1,13 @@
 """Floating-point operations of one forward pass, counted as it runs.
 
-One multiply-accumulate is two FLOPs; additions of biases, normalizations, activations and pooling are not counted
-(they are a few percent of a network, and counting conventions for them differ). What is counted is a table from
-ATen operator to formula; an operator that is a composition of others is counted through its parts.
+What is counted is the table of ``products.py``; an operator that is a composition of others is counted through its
+parts. From the graph, for any choice of units, the same table is read by ``workload.py``.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -22,10 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .copying import borrowed
 from .higher_order import run_inside
 from .inputs import call_model, no_fast_paths
-
-Formula = Callable[..., int]
-_FORMULAS: dict[Any, Formula] = {}
-_aten = torch.ops.aten
+from .products import FORMULAS, Formula, flops_each
 
 
 @dataclass(frozen=True)
@@ -47,110 +43,40 @@ class FlopCount:
         return f"{self.total:,} FLOPs (2 per multiply-accumulate)"
 
 
-def _counts(*names: str) -> Callable[[Formula], Formula]:
-    """Register a formula for ATen operators, all overloads; an operator this torch lacks is left out."""
+@dataclass(frozen=True)
+class _Called:
+    """A call that has just run, as the table of products takes it: operands are tensors."""
 
-    def register(formula: Formula) -> Formula:
-        for name in names:
-            packet = getattr(_aten, name, None)
-            if packet is None:
-                continue
-            if packet in _FORMULAS:
-                raise ValueError(f"two FLOP formulas for aten.{name}")
-            _FORMULAS[packet] = formula
-        return formula
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: Any
 
-    return register
+    @property
+    def made(self) -> Tensor:
+        out: Tensor = self.out[0] if isinstance(self.out, (tuple, list)) else self.out
+        return out
 
+    def argument(self, name: str) -> Any:
+        for position, each in enumerate(self.op._schema.arguments):
+            if each.name == name:
+                return self.args[position] if position < len(self.args) else self.kwargs.get(name, each.default_value)
+        return None
 
-@_counts("mm", "_int_mm", "_scaled_mm")
-def _mm(out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    def is_operand(self, value: Any) -> bool:
+        return isinstance(value, Tensor)
 
+    def shape(self, operand: Tensor) -> Sequence[int]:
+        return operand.shape
 
-@_counts("addmm", "_addmm_activation")
-def _addmm(out: Tensor, bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    def is_complex(self, operand: Tensor) -> bool:
+        return operand.is_complex()
 
-
-@_counts("bmm")
-def _bmm(out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
-
-
-@_counts("baddbmm", "addbmm")
-def _baddbmm(out: Tensor, bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
-
-
-@_counts("_grouped_mm", "_scaled_grouped_mm")
-def _grouped_mm(out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    """Every row meets the matrix of its group alone; where both have three dims, it is a batch of products."""
-    batch = a.shape[0] if a.dim() == b.dim() == 3 else 1
-    return 2 * batch * a.shape[-2] * a.shape[-1] * b.shape[-1]
-
-
-@_counts("mv", "dot", "vdot")
-def _mv(out: Tensor, a: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * a.numel()
-
-
-@_counts("addmv", "addr")
-def _addmv(out: Tensor, bias: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * (a.numel() if a.dim() == 2 else a.numel() * b.numel())
-
-
-@_counts("linear")
-def _linear(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * prod(x.shape[:-1]) * weight.numel()
-
-
-@_counts("convolution", "_convolution", "convolution_overrideable")
-def _convolution(out: Tensor, x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> int:
-    """Every weight meets every position of the smaller-channel side once: ``batch * space * weight.numel()``.
-
-    ``weight`` is (out, in / groups, *kernel), so convolution groups are in its size already. For a transposed
-    convolution it is (in, out / groups, *kernel) and the positions are the input's.
-    """
-    transposed = options.get("transposed", rest[4] if len(rest) > 4 else False)
-    positions = x if transposed else out
-    return 2 * positions.shape[0] * prod(positions.shape[2:]) * weight.numel()
-
-
-@_counts(
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-)
-def _attention(out: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """Scores and their product with the values; query (batch, heads, L, E), value (batch, heads', S, Ev)."""
-    batch, heads, length, width = query.shape
-    return 2 * batch * heads * length * key.shape[2] * (width + value.shape[3])
-
-
-@_counts("_trilinear")
-def _trilinear(out: Tensor, a: Tensor, b: Tensor, c: Tensor, *dims: Any, **__: Any) -> int:
-    """``nn.Bilinear``: contract over everything that the three operands span together."""
-    expand_a, expand_b, expand_c = dims[:3]
-    shapes = [list(t.shape) for t in (a, b, c)]
-    for shape, expand in zip(shapes, (expand_a, expand_b, expand_c), strict=True):
-        for dim in sorted(expand):
-            shape.insert(dim, 1)
-    return 2 * prod(max(sizes) for sizes in zip(*shapes, strict=True))
-
-
-@_counts("mkldnn_rnn_layer")
-def _mkldnn_rnn(out: Any, x: Tensor, *weights: Any, **__: Any) -> int:
-    """One layer and direction; x (time, batch, width), the input-hidden and the hidden-hidden weight."""
-    return 2 * x.shape[0] * x.shape[1] * sum(w.numel() for w in weights[:2])
-
-
-@_counts("_cudnn_rnn", "miopen_rnn")
-def _cudnn_rnn(out: Any, x: Tensor, weights: Any, *_: Any, **__: Any) -> int:
-    """All layers and directions at once; only the matrices multiply."""
-    return 2 * x.shape[0] * x.shape[1] * sum(w.numel() for w in weights if w.dim() == 2)
+    def flops(self, formula: Formula) -> int:
+        return sum(
+            flops_each(self, product) * prod(tensor.shape[dim] for (tensor, dim), *_ in product)
+            for product in formula(self)
+        )
 
 
 class _Counter(TorchDispatchMode):
@@ -168,17 +94,17 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             return run_inside(self, func, args, kwargs)
-        formula = _FORMULAS.get(func.overloadpacket)
+        name = str(func.overloadpacket)
+        formula = FORMULAS.get(name)
         if formula is None:
             # A composite operator reaches a mode whole under inference mode; its parts are what has formulas.
             with self:
                 parts = func.decompose(*args, **kwargs) if func.namespace == "aten" else NotImplemented
             return func(*args, **kwargs) if parts is NotImplemented else parts
         out = func(*args, **kwargs)
-        flops = formula(out, *args, **kwargs)
+        flops = _Called(func, args, kwargs, out).flops(formula)
         path = self.stack[-1]
         self.by_module[path] = self.by_module.get(path, 0) + flops
-        name = str(func.overloadpacket)
         self.by_operator[name] = self.by_operator.get(name, 0) + flops
         return out
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from only_train_once.criteria import AT_ZERO, CRITERIA, WITH_SQUARES, WITHOUT_GRADIENTS, batch_norm_scales, sums_of
+from only_train_once.criteria import (
+    ACTIVATIONS,
+    AT_ZERO,
+    CRITERIA,
+    WITH_ACTIVATIONS,
+    WITH_SQUARES,
+    WITHOUT_GRADIENTS,
+    batch_norm_scales,
+    sums_of,
+)
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import Tensors
@@ -70,6 +79,11 @@ def needs_squares(criteria: dict[str, float] | Score) -> bool:
     return not callable(criteria) and bool(set(criteria) & WITH_SQUARES)
 
 
+def needs_activations(criteria: dict[str, float] | Score) -> bool:
+    """Whether the scores look at what units put out."""
+    return not callable(criteria) and bool(set(criteria) & WITH_ACTIVATIONS)
+
+
 def check_groups(groups: Sequence[PruningGroup], criteria: dict[str, float] | Score) -> None:
     """Raise ConfigurationError if a criterion cannot score a group."""
     if not callable(criteria) and "batch_norm_scale" in criteria:
@@ -88,18 +102,23 @@ def score_groups(
     criteria: Criteria = "default",
     roles: Collection[Role] = (Role.ZERO,),
     squares: Tensors | None = None,
+    activations: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Scores of all groups, one (units,) tensor each, comparable across groups.
 
     A user's function is used as it is; named criteria are normalised and combined as the top of this file says.
-    ``squares`` are the means of squared gradients, if a criterion needs them.
+    ``squares`` are the means of squared gradients, and ``activations`` per group the mean sizes of what units put out,
+    if a criterion needs them.
     """
     resolved = resolve(criteria)
     if callable(resolved):
         return [_checked(g, resolved(g, parameters, gradients)) for g in groups]
-    needed = dict.fromkeys(wanted for name in resolved for wanted in CRITERIA[name].sums)
+    assert activations is not None or not needs_activations(resolved), "activations are needed"
+    needed = dict.fromkeys(w for name in resolved for w in CRITERIA[name].sums if w != ACTIVATIONS)
     assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
     sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles)
+    for known, seen in zip(sums, activations or (), strict=False):
+        known[ACTIVATIONS] = seen
     away = sum(g.origin.group.size - g.size for g in groups if g.origin is not None)
     total: Tensor | None = None
     for name, weight in resolved.items():

@@ -10,7 +10,7 @@ import copy
 import logging
 import re
 import webbrowser
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .copying import copy_module
 from .cutting import CutEvent, LiveCuts
 from .errors import ConfigurationError, TraceError, VerificationError
 from .exact import Attempt
+from .export import Exported, export_model
 from .flops import count_flops, observing
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
@@ -37,9 +38,12 @@ from .optim import attach as attach_method
 from .optim.arguments import SPARSITY, flag
 from .optim.cutting import refuse_uncuttable
 from .optim.selection import units_for
+from .recipe import RECIPE, Recipe, measure_of
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
+from .sensitivity import Sensitivity, analyse
 from .sharding import gather_into, is_running, is_spread, plainly_named
+from .suggest import Suggestion, suggest
 from .surgery import staying_at_zero, whole_multiples, zero_units
 from .trace import trace
 from .visualize import draw_groups
@@ -63,13 +67,31 @@ class Subnet:
     record: SurgeryRecord
     inputs: Any = field(default=None, repr=False)
 
-    def save(self, out_dir: str | Path) -> Path:
+    def __post_init__(self) -> None:
+        self._dtype = dtype_of(self.model)
+
+    def save(
+        self,
+        out_dir: str | Path,
+        *,
+        max_shard_size: int | str = checkpoint.SHARD_SIZE,
+        builder: Mapping[str, Any] | bool | None = None,
+    ) -> Path:
         """Write tensors (safetensors), surgery record and report (JSON) into a folder; returns it.
 
-        ``report`` then also knows the place and the size of the tensors' file.
+        ``report`` then also knows the place and the size of the tensors' files.
+
+        Args:
+            max_shard_size: a model that takes more gets several tensor files, with the index that Hugging Face's
+                libraries read.
+            builder: how the full model is made, so that ``load`` needs no constructor, for example
+                ``{"library": "torchvision", "name": "resnet18", "arguments": {"num_classes": 10}}``. None finds it out
+                for models of transformers and timm, False leaves it out.
         """
-        directory = checkpoint.save(self.model, self.record, self.report.to_dict(), out_dir)
-        size = (directory / checkpoint.TENSOR_FILE).stat().st_size
+        directory = checkpoint.save(
+            self.model, self.record, self.report.to_dict(), out_dir, max_shard_size=max_shard_size, builder=builder
+        )
+        size = sum((directory / file).stat().st_size for file in checkpoint.read_manifest(directory).files)
         self.report = with_file(self.report, str(directory), size)
         return directory
 
@@ -106,8 +128,18 @@ class Subnet:
         """
         return stock.save_pretrained(self.model, self._inputs(inputs), out_dir, pad=pad, arguments=arguments)
 
+    def export(self, kind: str, path: str | Path, *, inputs: Any = None, dynamic: bool | str = True) -> Exported:
+        """Write the subnet as a program, ``"torch_export"``, ``"onnx"`` or ``"aot"``; see :func:`export.export_model`.
+
+        It is read back and compared with the subnet, at other sizes too, before the file is kept. ``inputs`` are those
+        of the analysis where none are given.
+        """
+        return export_model(self.model, kind, path, inputs=self._inputs(inputs), dynamic=dynamic)
+
     def _inputs(self, inputs: Any) -> Any:
-        return self.inputs if inputs is None else inputs
+        if inputs is None and self.inputs is None:
+            raise ConfigurationError("this subnet has no example inputs: give inputs=..., what its forward takes")
+        return inputs_for(self.model, self.inputs, self._dtype) if inputs is None else inputs
 
     def __str__(self) -> str:
         return str(self.report)
@@ -563,12 +595,44 @@ class OTO:
         if physical_cuts:
             refuse_uncuttable(optimizer, self._named_tensors())
         return self._with_cuts(
-            attach_method(optimizer, self.groups, self._named_tensors(), method=method, **config), physical_cuts
+            attach_method(optimizer, self.groups, self._named_tensors(), method=method, model=self.model, **config),
+            physical_cuts,
         )
+
+    def train_once(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total_steps: int,
+        *,
+        recipe: Recipe = RECIPE,
+        physical_cuts: bool = True,
+        **config: Any,
+    ) -> torch.optim.Optimizer:
+        """Attach HESSO with the settings of a recipe to an optimizer that exists; returns the same object.
+
+        Args:
+            optimizer: any torch optimizer over the model's parameters.
+            total_steps: of the training, see :meth:`steps_within` for how many those of a full training buy.
+            recipe: the settings.
+            physical_cuts: see :meth:`compact`.
+            **config: ``target_flops`` or another target, and whatever else should differ from the recipe.
+        """
+        left = self._left(config["target_flops"]) if config.get("target_flops") is not None else 1.0
+        settings = {**recipe.arguments(total_steps, measure_of(config), left), **config}
+        return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
+
+    def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe = RECIPE) -> int:
+        """How many steps of :meth:`train_once` cost the FLOPs of ``full_steps`` steps of the full network."""
+        return recipe.steps_within(full_steps, self._left(target_flops))
+
+    def _left(self, target_flops: float) -> float:
+        return target_flops if target_flops <= 1 else target_flops / self.compute_flops(in_million=False)["total"]
 
     def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
         flag("physical_cuts", physical_cuts)
-        return self._with_cuts(build(method, self._named_tensors(), self.groups, **options), physical_cuts)
+        return self._with_cuts(
+            build(method, self._named_tensors(), self.groups, model=self.model, **options), physical_cuts
+        )
 
     def _with_cuts(self, optimizer: torch.optim.Optimizer, physical: bool) -> torch.optim.Optimizer:
         assert isinstance(optimizer, AttachedOptimizer)
@@ -837,6 +901,47 @@ class OTO:
         if not isinstance(known, Mapping) or not all(name in self.groups for name in known):
             raise ConfigurationError(f"removed is {removed!r:.80}: a dict from group names to units is needed")
         return CostModel(self.groups, self._named_tensors(), latency=latency_table).costs(known)
+
+    def sensitivity(self, evaluate: Callable[[nn.Module], Any], **options: Any) -> Sensitivity:
+        """How much a metric changes when units of one group, or of all, are at zero; the model is as before afterwards.
+
+        Example::
+
+            found = oto.sensitivity(lambda model: accuracy(model, validation), metric="accuracy")
+            print(found)
+            found.plot("sensitivity.svg")
+            optimizer = oto.hesso(..., min_units=found.min_units(tolerance=0.05))
+
+        Args:
+            evaluate: model -> number; called once per group and level.
+            **options: ``levels``, ``criteria``, ``metric``, ``higher_is_better``; see :func:`sensitivity.analyse`.
+        """
+        if is_spread(self.model):
+            raise ConfigurationError(
+                "the parameters are spread over processes: full = oto.gather() has all of them in the first"
+            )
+        return analyse(self.model, list(self.groups.prunable), self._named_tensors(), evaluate, **options)
+
+    def suggest(
+        self,
+        total_steps: int,
+        *,
+        sensitivity: Sensitivity | None = None,
+        tolerance: float | None = None,
+        recipe: Recipe = RECIPE,
+    ) -> Suggestion:
+        """A target and a schedule for a training of so many steps, and why.
+
+        ``suggestion.arguments`` go to :meth:`hesso` or :meth:`attach`; ``print(suggestion)`` says why.
+
+        Args:
+            total_steps: of the whole training.
+            sensitivity, tolerance: what :meth:`sensitivity` found, and by how much the metric may be worse when one
+                group alone is cut: groups then keep what they need for that.
+            recipe: when to prune.
+        """
+        model = CostModel(self.groups, self._named_tensors())
+        return suggest(self.groups, model, total_steps, recipe, sensitivity, tolerance)
 
     def measure_latency(self, device: str | torch.device | None = None, **options: Any) -> LatencyTable:
         """Time every matrix product, convolution and attention at a grid of sizes, for ``target_latency``.

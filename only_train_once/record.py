@@ -175,6 +175,8 @@ class SurgeryRecord:
             where = f"record.tensors[{name!r}]"
             entry = _typed(entry, dict, where)
             shape = tuple(_size(n, f"{where}.shape") for n in _typed(entry.get("shape"), list, f"{where}.shape"))
+            if len(shape) > 64 or math.prod(max(n, 1) for n in shape) > _LARGEST:
+                raise CheckpointError(f"{where}.shape is that of no tensor: {str(list(shape))[:100]}")
             kept = {}
             for dim, runs in _typed(entry.get("kept"), dict, f"{where}.kept").items():
                 at = f"{where}.kept[{dim!r}]"

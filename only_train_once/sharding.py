@@ -200,6 +200,12 @@ class Shares:
         done = flat.split([p.numel() for p in parts])
         return [d.view(p.shape).to(p.device, p.dtype) for d, p in zip(done, parts, strict=True)]
 
+    def total(self, value: Tensor) -> Tensor:
+        """What each process has found in data of its own, added up; the same bits everywhere."""
+        if self.group is not None:
+            torch.distributed.all_reduce(value, group=self.group)
+        return value
+
     def agreed(self, value: Tensor) -> Tensor:
         """What the first process has; processes whose sums differ in the last bit decide alike then."""
         if self.group is not None:

@@ -40,7 +40,7 @@ from .inputs import (
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # An output this much smaller than the largest one is judged by that scale: its own could be rounding noise.
 _FLOOR = 1e-6
 _ROUNDINGS = 100.0  # a cut sums in another order: this many times the effect of one relative rounding of the weights
@@ -124,7 +124,7 @@ def verify_subnet(
     devices = sorted({t.device.index or 0 for t in full.parameters() if t.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices=devices), no_fast_paths():
         bench = _set_up(full, subnet, inputs, samples, seed)
-        allowed = _TOLERANCE[bench.dtype] if tolerance is None else tolerance
+        allowed = TOLERANCE[bench.dtype] if tolerance is None else tolerance
         worst, names, skipped, rounding = _compare(bench, "eval", allowed, ignore_shape_mismatch)
         if bench.dtype is not _own_dtype(full):
             _check_runs(full, subnet, inputs)
@@ -181,7 +181,7 @@ def _set_up(full: nn.Module, subnet: nn.Module, inputs: Inputs, samples: int, se
     drawn = [fresh_inputs(inputs, seed + i) for i in range(samples)]
     for fresh, candidates in ((True, drawn), (False, [inputs])):
         for dtype in dict.fromkeys((torch.float64, own)):
-            if dtype not in _TOLERANCE:
+            if dtype not in TOLERANCE:
                 continue
             cast = [cast_inputs(x, dtype) for x in candidates] if dtype is torch.float64 else candidates
             bench = _Bench(copy_module(full), copy_module(subnet), cast, dtype, fresh, seed)
@@ -245,7 +245,7 @@ def _compare(
             raise VerificationError(
                 f"the subnet returns the outputs {list(found)} {at}, the full network {list(expected)}"
             )
-        scale = max((_peak(t) for t in expected.values()), default=0.0)
+        scale = max((peak(t) for t in expected.values()), default=0.0)
         for name, full in expected.items():
             if full.shape != found[name].shape:
                 if not ignore_shapes:
@@ -255,7 +255,7 @@ def _compare(
                     )
                 skipped[name] = None
                 continue
-            difference = _difference(full, found[name], scale)
+            difference = relative_difference(full, found[name], scale)
             names[name] = None
             if mode == "train" and tolerance < difference <= _EXCUSED and difference <= _amplified(bench, x, name):
                 rounding = max(rounding, difference)
@@ -287,15 +287,15 @@ def _amplified(bench: _Bench, x: Inputs, name: str) -> float:
         if parameter.is_floating_point():
             parameter.mul_(1 + torch.finfo(parameter.dtype).eps * noise.to(parameter.device, parameter.dtype))
     found = bench.run(rounded, x, "train", bench.seed)
-    return _ROUNDINGS * _difference(exact[name], found[name], max(_peak(t) for t in exact.values()))
+    return _ROUNDINGS * relative_difference(exact[name], found[name], max(peak(t) for t in exact.values()))
 
 
-def _peak(value: Tensor) -> float:
+def peak(value: Tensor) -> float:
     finite = value[torch.isfinite(value)].abs()
     return float(finite.max()) if finite.numel() else 0.0
 
 
-def _difference(full: Tensor, found: Tensor, scale: float) -> float:
+def relative_difference(full: Tensor, found: Tensor, scale: float) -> float:
     """max |full - found| / max |full|; infinite where one is NaN or infinite and the other is not the same."""
     finite = torch.isfinite(full)
     if not torch.equal(finite, torch.isfinite(found)):
@@ -307,7 +307,7 @@ def _difference(full: Tensor, found: Tensor, scale: float) -> float:
     gap = float((full[finite] - found[finite]).abs().max())
     if gap == 0.0:
         return 0.0
-    unit = max(_peak(full), _FLOOR * scale)
+    unit = max(peak(full), _FLOOR * scale)
     return gap / unit if unit else math.inf
 
 

@@ -4,23 +4,23 @@ FLOPs of an operator and bytes of a tensor are products of the sizes of dims, or
 which unit stands at which index of a dim; so an `Extent` knows what is left of a dim, and a `Term` what is left of a
 product. Nothing is estimated: a dim that carries no label cannot shrink.
 
-The table below says of every operator that ``flops.py`` counts which dims it multiplies; a test holds the two together.
+Which dims an operator multiplies is in ``products.py``, where ``flops.py`` has it from as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .activations import Sight, find_sights
 from .axes import Axes
 from .graph import Graph, Node, Ref, ValueKind
 from .labels import Ids, Label
-
-_Place = tuple[int, int]  # value, dim
+from .products import FORMULAS, Place, flops_each
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Operator:
         name: ``"layer1.0.conv1:convolution"``; module and operator, numbered where that is not unique.
         op: the ATen overload, ``"aten.convolution.default"``.
         args, kwargs: as passed, with an `Operand` in place of every tensor.
-        terms: its FLOPs, two per multiply-accumulate.
+        terms: its FLOPs, two per multiply-accumulate (of complex numbers eight).
         results: its results, like operands.
     """
 
@@ -101,12 +101,14 @@ class Workload:
         operators: the calls whose FLOPs are counted.
         storages: activations, those of inputs and constants included; views share the memory of what they view.
         calls: number of calls in all.
+        sights: tensors of modules that carry units; of training passes, too.
     """
 
     extents: tuple[Extent, ...]
     operators: tuple[Operator, ...]
     storages: tuple[Storage, ...]
     calls: int
+    sights: tuple[Sight, ...] = ()
 
     def axes(self, operator: Operator) -> list[tuple[int, ...]]:
         """The extents of an operator's operands, those together that some group shortens both of.
@@ -183,9 +185,10 @@ def find_workload(axes: Axes, units: Mapping[str, Ids]) -> Workload:
     operators: list[Operator] = []
     seen: dict[str, int] = {}
     for node in nodes:
-        formula = _FORMULAS.get(node.name)
+        formula = FORMULAS.get(node.name)
         if formula is None:
             continue
+        call = _Called(sizes.graph, node)
         name = f"{node.module}:{node.name.partition('.')[2]}"
         seen[name] = seen.get(name, 0) + 1
         operators.append(
@@ -194,12 +197,42 @@ def find_workload(axes: Axes, units: Mapping[str, Ids]) -> Workload:
                 str(node.op),
                 sizes.operands(node.args),
                 sizes.operands(node.kwargs),
-                tuple(formula(sizes, node)),
+                tuple(sizes.term(flops_each(call, product), *product) for product in formula(call)),
                 tuple(sizes.operand(o) for o in node.outputs if o is not None),
             )
         )
     storages = _storages(axes.graph, nodes, sizes)
-    return Workload(tuple(sizes.extents), tuple(operators), storages, len(nodes))
+    sights = find_sights(axes.graph, sizes.extent)
+    return Workload(tuple(sizes.extents), tuple(operators), storages, len(nodes), sights)
+
+
+@dataclass(frozen=True)
+class _Called:
+    """A node as the table of products takes it: operands are values."""
+
+    graph: Graph
+    node: Node
+
+    @property
+    def args(self) -> Sequence[Any]:
+        return self.node.args
+
+    @property
+    def made(self) -> Ref | None:
+        made = self.node.outputs[0]
+        return None if made is None else Ref(made)
+
+    def argument(self, name: str) -> Any:
+        return self.node.argument(name)
+
+    def is_operand(self, value: Any) -> bool:
+        return isinstance(value, Ref)
+
+    def shape(self, operand: Ref) -> Sequence[int]:
+        return self.graph.values[operand.index].shape
+
+    def is_complex(self, operand: Ref) -> bool:
+        return self.graph.values[operand.index].dtype.is_complex
 
 
 class _Sizes:
@@ -249,20 +282,20 @@ class _Sizes:
         self.extents.append(Extent(len(ids), pairs))
         return len(self.extents) - 1
 
-    def term(self, factor: int, *dims: Sequence[_Place]) -> Term:
-        """The product of dims; of each, the places (value, dim) where it can be seen: any that shrinks tells."""
+    def term(self, factor: int, *dims: Sequence[Place]) -> Term:
+        """The product of dims; of each, the places where it can be seen: any that shrinks tells."""
         extents = []
         for places in dims:
-            found = next((e for place in places if (e := self.extent(*place)) is not None), None)
+            found = next((e for value, dim in places if (e := self.extent(value.index, dim)) is not None), None)
             if found is None:
-                factor *= self.graph.values[places[0][0]].shape[places[0][1]]
+                factor *= self.graph.values[places[0][0].index].shape[places[0][1]]
             else:
                 extents.append(found)
         return Term(factor, tuple(extents))
 
     def whole(self, index: int, factor: int = 1) -> Term:
         """The entries of a value."""
-        return self.term(factor, *([(index, d)] for d in range(len(self.graph.values[index].shape))))
+        return self.term(factor, *([(Ref(index), d)] for d in range(len(self.graph.values[index].shape))))
 
     def operand(self, index: int) -> Operand:
         found = self.graph.values[index]
@@ -278,160 +311,6 @@ class _Sizes:
         if isinstance(value, Mapping):
             return {key: self.operands(item) for key, item in value.items()}
         return value
-
-
-# ---------------------------------------------------------------- which dims an operator multiplies
-
-_Formula = Callable[[_Sizes, Node], Iterable[Term]]
-_FORMULAS: dict[str, _Formula] = {}
-
-
-def _multiplies(*names: str) -> Callable[[_Formula], _Formula]:
-    def register(formula: _Formula) -> _Formula:
-        _FORMULAS.update({f"aten.{name}": formula for name in names})
-        return formula
-
-    return register
-
-
-def _tensors(node: Node, first: int = 0) -> list[int]:
-    return [arg.index for arg in node.args[first:] if isinstance(arg, Ref)]
-
-
-def _rank(sizes: _Sizes, index: int) -> int:
-    return len(sizes.graph.values[index].shape)
-
-
-def _product(sizes: _Sizes, a: int, b: int) -> Term:
-    """(..., m, k) times (..., k, n)"""
-    rank = _rank(sizes, a)
-    batch = [[(a, d), (b, d)] for d in range(rank - 2)]
-    return sizes.term(2, *batch, [(a, rank - 2)], [(a, rank - 1), (b, rank - 2)], [(b, rank - 1)])
-
-
-@_multiplies("mm", "_int_mm", "_scaled_mm", "bmm")
-def _matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    a, b = _tensors(node)[:2]
-    yield _product(sizes, a, b)
-
-
-@_multiplies("addmm", "_addmm_activation", "baddbmm", "addbmm")
-def _added_matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    a, b = _tensors(node, 1)[:2]
-    yield _product(sizes, a, b)
-
-
-@_multiplies("_grouped_mm", "_scaled_grouped_mm")
-def _grouped_matrices(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    a, b = _tensors(node)[:2]
-    of_a, of_b = _rank(sizes, a), _rank(sizes, b)
-    batch = [[(a, 0), (b, 0)]] if of_a == of_b == 3 else []
-    yield sizes.term(2, *batch, [(a, of_a - 2)], [(a, of_a - 1), (b, of_b - 2)], [(b, of_b - 1)])
-
-
-@_multiplies("mv", "dot", "vdot")
-def _matrix_and_vector(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    a, b = _tensors(node)[:2]
-    last = _rank(sizes, a) - 1
-    yield sizes.term(2, *([(a, d)] for d in range(last)), [(a, last), (b, 0)])
-
-
-@_multiplies("addmv", "addr")
-def _added_vectors(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    a, b = _tensors(node, 1)[:2]
-    if _rank(sizes, a) == 2:
-        yield sizes.term(2, [(a, 0)], [(a, 1), (b, 0)])
-    else:
-        yield sizes.term(2, [(a, 0)], [(b, 0)])
-
-
-@_multiplies("linear")
-def _linear(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    x, weight = _tensors(node)[:2]
-    rank = _rank(sizes, x)
-    rows = [[(x, d)] for d in range(rank - 1)]
-    yield sizes.term(2, *rows, *([(weight, d)] for d in range(_rank(sizes, weight))))
-
-
-@_multiplies("convolution", "_convolution", "convolution_overrideable")
-def _convolution(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    x, weight = _tensors(node)[:2]
-    out = node.outputs[0]
-    at = x if node.argument("transposed") or out is None else out
-    positions = [[(at, d)] for d in range(_rank(sizes, at)) if d != 1]
-    yield sizes.term(2, *positions, *([(weight, d)] for d in range(_rank(sizes, weight))))
-
-
-@_multiplies(
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-    "_scaled_dot_product_attention_math",
-    "scaled_dot_product_attention",
-)
-def _attention(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    q, k, v = _tensors(node)[:3]
-    out, last = node.outputs[0], _rank(sizes, q) - 1
-    batch = [[(q, d), *([(out, d)] if out is not None else [])] for d in range(last - 1)]
-    rows = [*batch, [(q, last - 1)], [(k, _rank(sizes, k) - 2)]]
-    yield sizes.term(2, *rows, [(q, last), (k, _rank(sizes, k) - 1)])
-    yield sizes.term(2, *rows, [(v, _rank(sizes, v) - 1)])
-
-
-@_multiplies("_trilinear")
-def _trilinear(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    operands = _tensors(node)[:3]
-    places: dict[int, list[_Place]] = {}
-    for index, expand in zip(operands, ("expand1", "expand2", "expand3"), strict=True):
-        inserted = sorted(node.argument(expand))
-        rank = _rank(sizes, index) + len(inserted)
-        own = [d for d in range(rank) if d not in inserted]
-        for dim, d in enumerate(own):
-            places.setdefault(d, []).append((index, dim))
-    shapes = sizes.graph.values
-    # Where one of them is longer than another, that one repeats.
-    longest = [sorted(p, key=lambda place: -shapes[place[0]].shape[place[1]]) for p in places.values()]
-    yield sizes.term(2, *longest)
-
-
-@_multiplies("mkldnn_rnn_layer")
-def _recurrent_layer(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    x, *weights = _tensors(node)[:3]
-    yield from (_matrix_at_every_step(sizes, x, w) for w in weights)
-
-
-@_multiplies("_cudnn_rnn", "miopen_rnn")
-def _recurrent(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    x, weights = node.args[0].index, [w.index for w in node.args[1] if isinstance(w, Ref)]
-    yield from (_matrix_at_every_step(sizes, x, w) for w in weights if _rank(sizes, w) == 2)
-
-
-@_multiplies("lstm", "gru", "rnn_tanh", "rnn_relu")
-def _composed(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    """Recorded whole, counted through its parts. ``x`` is (time, batch, width), or packed (rows, width)."""
-    x = node.args[0].index
-    rows = [[(x, d)] for d in range(_rank(sizes, x) - 1)]
-    lists = [arg for arg in node.args if isinstance(arg, (list, tuple)) and all(isinstance(a, Ref) for a in arg)]
-    weights = [w.index for w in lists[-1]]
-    for w in weights:
-        shape = sizes.graph.values[w].shape
-        if len(shape) == 2:
-            yield sizes.term(2, *rows, [(w, 0)], [(w, 1)])
-
-
-@_multiplies("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def _cell(sizes: _Sizes, node: Node) -> Iterable[Term]:
-    x = node.args[0].index
-    rows = [[(x, d)] for d in range(_rank(sizes, x) - 1)]
-    for name in ("w_ih", "w_hh"):
-        weight = node.argument(name).index
-        yield sizes.term(2, *rows, [(weight, 0)], [(weight, 1)])
-
-
-def _matrix_at_every_step(sizes: _Sizes, x: int, weight: int) -> Term:
-    return sizes.term(2, [(x, 0)], [(x, 1)], *([(weight, d)] for d in range(_rank(sizes, weight))))
 
 
 # ---------------------------------------------------------------- memory

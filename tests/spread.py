@@ -362,6 +362,8 @@ TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
     "a target in FLOPs": ("fsdp", {"target_flops": 0.7}),
     "a target in parameters": ("tensor_parallel", {"target_params": 0.7}),
     "physical cuts": ("ddp", {"target_group_sparsity": 0.5, "physical_cuts": True}),
+    "activations": ("ddp", {"target_group_sparsity": 0.5, "importance_score_criteria": "activation"}),
+    "activations, sharded": ("fsdp", {"target_group_sparsity": 0.5, "importance_score_criteria": "activation"}),
 }
 
 
@@ -459,10 +461,17 @@ def refusals() -> dict[str, str]:
         (first,) = model.groups()  # type: ignore[operator]
         return unit_sq_norm(first, tensors_of(fully_shard(model)))
 
+    def activations_in_parts() -> object:
+        model = make("block")
+        oto = OTO(model, example())
+        wrapped = tensor_parallel(model)
+        optimizer = oto.attach(SGD(wrapped.parameters(), lr=0.1), importance_score_criteria="activation")
+        return optimizer, wrapped(example())
+
     each = [torch.distributed.new_group([rank]) for rank in range(torch.distributed.get_world_size())]
     alone = each[torch.distributed.get_rank()]
     said = {}
-    for refused in (other_groups, analysis_too_late, part_of_the_processes, nobody_counts):
+    for refused in (other_groups, analysis_too_late, part_of_the_processes, nobody_counts, activations_in_parts):
         try:
             refused()
         except ConfigurationError as error:

@@ -17,10 +17,11 @@ PACKAGE = Path(only_train_once.__file__).parent
 ORDER = [
     *("errors", "sharding", "collector", "higher_order", "copying", "inputs", "graph", "sizes", "recorder"),
     *("size_reader", "trace"),
-    *("labels", "rules", "axes", "multiples", "workload", "groups"),
-    *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
-    *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint", "stock"),
-    *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
+    *("labels", "rules", "axes", "multiples", "activations", "products", "workload", "groups"),
+    *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim", "recipe"),
+    *("norms", "record", "surgery", "verify", "exact", "cutting"),
+    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "stock"),
+    *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -22,6 +22,7 @@ from only_train_once.errors import CheckpointError
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role, find_groups
 from only_train_once.record import SurgeryRecord
 from only_train_once.surgery import construct_subnet
+from only_train_once.tensor_files import sha256
 from only_train_once.trace import trace
 
 BUILT_ON: list[str] = []
@@ -220,8 +221,8 @@ def edit_tensors(change: Callable[[dict[str, Tensor]], Any]) -> Damage:
         tensors = load_file(folder / TENSOR_FILE)
         change(tensors)
         save_file(tensors, folder / TENSOR_FILE)
-        digest = checkpoint._sha256(folder / TENSOR_FILE)
-        edit(lambda d: d["tensor_file"].update(sha256=digest))(folder)
+        digest = sha256(folder / TENSOR_FILE)
+        edit(lambda d: d["tensor_files"].update({TENSOR_FILE: digest}))(folder)
 
     return damage
 
@@ -229,8 +230,8 @@ def edit_tensors(change: Callable[[dict[str, Tensor]], Any]) -> Damage:
 def resign_bytes(content: bytes) -> Damage:
     def damage(folder: Path) -> None:
         (folder / TENSOR_FILE).write_bytes(content)
-        digest = checkpoint._sha256(folder / TENSOR_FILE)
-        edit(lambda d: d["tensor_file"].update(sha256=digest))(folder)
+        digest = sha256(folder / TENSOR_FILE)
+        edit(lambda d: d["tensor_files"].update({TENSOR_FILE: digest}))(folder)
 
     return damage
 
@@ -281,10 +282,17 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "no record": (edit(lambda d: d.pop("record")), "record is a NoneType"),
     "positions out of range": (in_record(KEPT, [[0, 9]]), "out of range, the size is 8"),
     "positions overlap": (in_record(KEPT, [[0, 3], [2, 5]]), "overlaps"),
-    "other positions": (in_record(KEPT, [[0, 3]]), "saved with shape .11, 5., the model after surgery has .11, 3."),
-    "absurd shape": (in_record(["tensors", "embed.weight", "shape"], [11, 2**50]), "does not fit the model"),
+    "other positions": (
+        in_record(KEPT, [[0, 3]]),
+        "leaves .11, 3. of .embed.weight., but it is saved with shape .11, 5.",
+    ),
+    "absurd shape": (in_record(["tensors", "embed.weight", "shape"], [11, 2**48]), "does not fit the model"),
+    "shape of no tensor": (in_record(["tensors", "embed.weight", "shape"], [11, 2**52]), "is that of no tensor"),
     "absurd positions": (in_record(KEPT, [[0, 2**62]]), "expected an integer from 0"),
-    "unknown tensor": (in_record(["tensors", "x"], {"shape": [2], "kept": {}, "aliases": []}), "cuts 'x'"),
+    "unknown tensor": (
+        in_record(["tensors", "x"], {"shape": [2], "kept": {}, "aliases": []}),
+        "leaves .2. of .x., but it is not saved",
+    ),
     "unknown attribute": (in_record(["attributes", "depth"], [3, 2]), "'depth'.*expected an int"),
     "attribute grows": (in_record(["attributes", "width"], [8, 80]), "from 1 to 8"),
     "attribute of another model": (in_record(["attributes", "width"], [9, 5]), "changes 'width' from 9"),

@@ -179,6 +179,7 @@ def test_what_is_refused(launched: Launch) -> None:
         assert "'fc1.weight' has 72 entries" in results["refusals"]["part_of_the_processes"]
         assert "have 36: parts are missing" in results["refusals"]["part_of_the_processes"]
         assert "'fc1.weight' is spread over processes" in results["refusals"]["nobody_counts"]
+        assert "'activation' expects that 'o' is given a tensor" in results["refusals"]["activations_in_parts"]
 
 
 def test_names_are_those_of_the_model_whatever_wraps_it() -> None:

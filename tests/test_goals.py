@@ -199,7 +199,7 @@ def test_constraints_hold(method: str, target: dict[str, float]) -> None:
 @pytest.mark.parametrize("target", [{"target_group_sparsity": 0.5}, {"target_flops": 0.5}], ids=["units", "flops"])
 @pytest.mark.parametrize("method", CONFIGS)
 def test_per_layer_takes_the_same_share_of_all(method: str, target: dict[str, float]) -> None:
-    oto, optimizer = made("cnn", method, ranking="per_layer", **target)
+    oto, optimizer = made("cnn", method, ranking="per_layer", align=1, **target)
     trained(oto, optimizer)
     shares = [len(optimizer.removed[g.name]) / g.size for g in optimizer._method.groups]
     largest = max(1 / g.size for g in optimizer._method.groups)
@@ -276,7 +276,7 @@ def test_blocks_are_told_by_their_structure() -> None:
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_per_block_lets_the_same_layers_compete(method: str) -> None:
-    oto, optimizer = made("vit", method, ranking="per_block", target_flops=0.5)
+    oto, optimizer = made("vit", method, ranking="per_block", target_flops=0.5, align=1)
     with torch.no_grad():  # the first block matters less
         for p in oto.model.layers[0].parameters():  # type: ignore[union-attr, operator]
             p.mul_(0.1)

@@ -125,6 +125,10 @@ class Budget:
         scarcity: scores count times (full size / size now of the group) to this power.
         cost_exponent: and are divided by what the unit saves to this power, for a target in a cost.
         ramp: "linear": all periods take the same; "geometric": the same share of what is left.
+        uniform: the groups that are the same layer of a repeated block all end with the same number of units.
+        align: the multiple that layers prefer to be wide; 1 for any width, "auto" for what kernels of the device and
+            dtype like (less for groups of few units). No target is missed for it: where it cannot be met with all
+            layers aligned, the widest are not.
     """
 
     target_params: float | None = None
@@ -138,6 +142,8 @@ class Budget:
     scarcity: float = 0.0
     cost_exponent: float = 0.0
     ramp: str = "linear"
+    uniform: bool = False
+    align: int | str = "auto"
 
     def __post_init__(self) -> None:
         given = [f"target_{m}" for m in MEASURES if getattr(self, f"target_{m}") is not None]
@@ -158,6 +164,12 @@ class Budget:
             )
         one_of("ranking", self.ranking, RANKINGS)
         one_of("ramp", self.ramp, RAMPS)
+        flag("uniform", self.uniform)
+        if self.align != "auto":
+            if isinstance(self.align, str):
+                raise ConfigurationError(f"align is {self.align!r}; it has to be a whole number, at least 1, or 'auto'")
+            whole("align", self.align, 1)
+            object.__setattr__(self, "align", int(self.align))
         for name in ("scarcity", "cost_exponent"):
             finite(name, getattr(self, name), 0)
             object.__setattr__(self, name, float(getattr(self, name)))

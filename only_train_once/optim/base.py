@@ -43,7 +43,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -212,6 +212,7 @@ class AttachedOptimizer(Optimizer):
             return
         method.step = int(entries[0]["step"])
         method.load_state(entries[0], companions)
+        method.ready()
 
     def _pending_cut(self, entry: Mapping[str, Any]) -> PendingCut | None:
         """What has to leave before a saved state fits."""
@@ -350,6 +351,7 @@ def _hang_in(optimizer: AttachedOptimizer) -> None:
     if before not in optimizer._optimizer_step_pre_hooks.values():
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
+    optimizer._method.ready()
 
 
 @functools.cache
@@ -399,6 +401,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     optimizer._method.step += 1
     if optimizer._cuts_by_itself and optimizer._cutter is not None and optimizer._method.just_settled:
         optimizer._cutter.leave(optimizer)
+    optimizer._method.ready()
 
 
 def _overflowed(optimizer: Optimizer) -> bool:
@@ -430,6 +433,7 @@ def attach(
     named_tensors: Mapping[str, Tensor],
     method: str = "hesso",
     process_group: Any = None,
+    model: nn.Module | None = None,
     **config: Any,
 ) -> _O:
     """Attach a pruning method to a torch optimizer and return the same object.
@@ -441,6 +445,7 @@ def attach(
         method: a name in `METHODS`.
         process_group: the processes that train these tensors together, where ``torch.distributed`` runs; None for
             all of them. Each of them attaches, in the same order.
+        model: the module that was analysed; only criteria that look at activations need it.
         **config: the method's arguments, see its class.
 
     Raises:
@@ -459,7 +464,7 @@ def attach(
     unknown = [name for name in config if name not in accepted]
     if unknown:
         raise ConfigurationError(f"method {method!r} has no argument {', '.join(unknown)}; it has {accepted}")
-    made = METHODS[method](find_candidates(optimizer, groups, named_tensors, process_group), **config)
+    made = METHODS[method](find_candidates(optimizer, groups, named_tensors, process_group, model), **config)
     base = type(optimizer)
     optimizer.__class__ = _attached_class(base)  # type: ignore[assignment, arg-type]
     attached = cast(AttachedOptimizer, optimizer)

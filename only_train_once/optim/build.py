@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError
@@ -83,6 +83,7 @@ def build(
     dampening: float | None = None,
     device: Any = None,
     process_group: Any = None,
+    model: nn.Module | None = None,
     **options: Any,
 ) -> Optimizer:
     """Build a torch optimizer over all trainable parameters and attach a pruning method to it.
@@ -97,7 +98,7 @@ def build(
         first_momentum: momentum of SGD (None: 0), first beta of Adam (None: 0.9).
         second_momentum: second beta of Adam (None: 0.999).
         dampening: of SGD.
-        process_group: see `attach`.
+        process_group, model: see `attach`.
         device: accepted for the reference library's scripts; the tensors' own device is used.
         **options: the method's arguments, see its class; the others go to the optimizer class (``nesterov``,
             ``fused``, ``eps``, ...).
@@ -128,4 +129,4 @@ def build(
             f"{cls.__name__} refuses its arguments {arguments}: {error}; change them, or make the optimizer yourself "
             f"and attach to it"
         ) from error
-    return attach(optimizer, groups, named_tensors, method=method, process_group=process_group, **config)
+    return attach(optimizer, groups, named_tensors, method=method, process_group=process_group, model=model, **config)

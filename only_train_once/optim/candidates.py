@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError, NothingPrunableError
 from only_train_once.groups import GroupList, PruningGroup, Role
 from only_train_once.masking import check
-from only_train_once.sharding import plainly_named, share
+from only_train_once.sharding import Shares, plainly_named, share, shares_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Candidates:
         trained: names of those the optimizer trains.
         named_tensors: all parameters and buffers that were given, by name.
         analysis: the groups that were given, if they are those of `find_groups`: they know what a pass takes.
+        modules: those of the model by path, if it was given.
     """
 
     groups: tuple[PruningGroup, ...]
@@ -39,6 +40,12 @@ class Candidates:
     trained: frozenset[str]
     named_tensors: dict[str, Tensor]
     analysis: GroupList | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> Shares:
+        """Who counts what, in a run of several processes."""
+        return shares_of(self.tensors)
 
 
 def fingerprint(group: PruningGroup) -> str:
@@ -55,6 +62,7 @@ def find_candidates(
     groups: Iterable[PruningGroup],
     named_tensors: Mapping[str, Tensor],
     process_group: Any = None,
+    model: nn.Module | None = None,
 ) -> Candidates:
     """Choose the groups that can be pruned with this optimizer; all processes of ``process_group`` (None: all) call it.
 
@@ -100,4 +108,5 @@ def find_candidates(
     used = {name: named_tensors[name] for group in kept for name in group.params}
     trained = frozenset(n for n, t in used.items() if id(t) in owned)
     shared = share(used, lambda: " ".join(f"{g.name}:{g.size}:{fingerprint(g)}" for g in kept), process_group)
-    return Candidates(tuple(kept), dropped, shared, trained, dict(named_tensors), analysis)
+    modules = {} if model is None else dict(model.named_modules())
+    return Candidates(tuple(kept), dropped, shared, trained, dict(named_tensors), analysis, modules)

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import Tensors
 from only_train_once.optim.arguments import Budget, Schedule
 from only_train_once.optim.candidates import Candidates
+from only_train_once.optim.pools import Pools, View, aligned_units
 from only_train_once.optim.scoring import split
 from only_train_once.optim.selection import (
     all_allowed,
@@ -62,22 +63,23 @@ class Goal(ABC):
     waits: bool
 
     def __init__(self, candidates: Candidates, schedule: Schedule, budget: Budget) -> None:
-        self.groups, self.budget = candidates.groups, budget
+        self.groups, self.budget, self.divisible = candidates.groups, budget, schedule.group_divisible
         self.sizes = [g.size for g in self.groups]
         self.units = sum(self.sizes)
         multiples = [g.multiple for g in self.groups]
         least, most = _kept(self.groups, budget, schedule.group_divisible)
-        # for what `selection` is asked
-        self.rules: dict[str, Any] = {
-            "divisible": schedule.group_divisible,
-            "multiples": multiples,
-            "min_units": least,
-            "max_units": most,
-        }
+        divisible = [schedule.group_divisible] * len(self.groups)
+        align = None if isinstance(budget.align, str) else budget.align
+        self.pools = Pools(
+            self.sizes,
+            isomorphic(self.groups, candidates.tensors) if budget.uniform else None,
+            {"divisible": divisible, "multiples": multiples, "min_units": least, "max_units": most},
+            [aligned_units(g, candidates.tensors, align) for g in self.groups],
+        )
         self.most = [(g.size - low) // g.multiple * g.multiple for g, low in zip(self.groups, least, strict=True)]
         self.classes = _classes(candidates, budget.ranking)
         any_number = max([schedule.group_divisible, *multiples]) == 1 and most is None
-        self.shaped = self.classes is not None or budget.scarcity > 0
+        self.shaped = self.classes is not None or budget.scarcity > 0 or self.pools.together
         self.plans = not any_number or self.shaped
 
     def keys(self, scores: _Scores, gone: _Flags) -> list[NDArray[np.float64]]:
@@ -85,6 +87,15 @@ class Goal(ABC):
         b = self.budget
         parts = split(gone, self.groups)
         return priorities(scores, parts, self.most, self.classes, b.scarcity, self.savings(gone), b.cost_exponent)
+
+    def view(self, scores: _Scores, gone: _Flags) -> View:
+        """The pools, with these scores as keys."""
+        return self.pools.view(self.keys(scores, gone), split(gone, self.groups))
+
+    def untouched(self) -> View:
+        """The pools before anything is scored."""
+        zeros = [np.zeros(n) for n in self.sizes]
+        return self.pools.view(zeros, [z > 0 for z in zeros])
 
     def savings(self, gone: _Flags) -> NDArray[np.float64] | None:
         """What a unit of each group saves, if that is asked."""
@@ -114,7 +125,7 @@ class UnitGoal(Goal):
         super().__init__(candidates, schedule, budget)
         self._share = share
         requested = units_for(self.units, share)
-        self.total = nearest_total(self.sizes, [0] * len(self.sizes), requested, **self.rules)
+        self.total = _nearest(self.untouched(), requested)
         self.shortfall = requested - self.total
         self.waits = self.shaped
 
@@ -125,16 +136,17 @@ class UnitGoal(Goal):
         requested = self.total + self.shortfall
         logger.warning(
             "%d of %d units were requested, %d will be removed: no combination over the %d groups (each keeps at "
-            "least %s, and a multiple of group_divisible=%d once touched%s) removes exactly %d",
+            "least %s, and a multiple of group_divisible=%d once touched%s%s) removes exactly %d",
             requested,
             self.units,
             self.total,
             len(self.sizes),
-            "one unit" if max(self.rules["min_units"]) == 1 else "min_units",
-            self.rules["divisible"],
+            "one unit" if self.budget.min_units == 1 else "min_units",
+            self.divisible,
             "; some lose units only in multiples, see PruningGroup.multiple"
-            if max(self.rules["multiples"], default=1) > 1
+            if any(g.multiple > 1 for g in self.groups)
             else "",
+            "; uniform=True: the same layers of repeated blocks all lose the same" if self.pools.together else "",
             requested,
         )
 
@@ -144,22 +156,24 @@ class UnitGoal(Goal):
     def choose(self, scores: _Scores, gone: _Flags, period: int = 0, periods: int = 1) -> NDArray[np.int64]:
         count = self.due(period, periods, int(gone.sum()))
         assert count is not None
-        picked = select(self.keys(scores, gone), split(gone, self.groups), count, self.total, **self.rules)
-        starts = np.cumsum([0, *self.sizes])
-        return np.concatenate([at + units for at, units in zip(starts, picked, strict=False)])
+        view = self.view(scores, gone)
+        rules = next(r for r in self.pools.preferred(view.rules) if _nearest(view, self.total, r) == self.total)
+        picked = select(view.keys, view.gone, count, self.total, **rules)
+        starts = np.cumsum([0, *view.sizes])
+        return np.sort(view.order[np.concatenate([at + units for at, units in zip(starts, picked, strict=False)])])
 
     def ceilings(self, scores: _Scores, gone: _Flags) -> list[int]:
-        keys, parts = self.keys(scores, gone), split(gone, self.groups)
+        view = self.view(scores, gone)
         if not self.shaped:
-            return ceilings(keys, parts, self.total, **self.rules)
+            return self.pools.per_group(ceilings(view.keys, view.gone, self.total, **view.rules))
         left = self.total - int(gone.sum())
-        picked = select(keys, parts, left, self.total, **self.rules)
-        return [int(mask.sum()) + len(units) for mask, units in zip(parts, picked, strict=True)]
+        picked = select(view.keys, view.gone, left, self.total, **view.rules)
+        return self.pools.per_group([lost + len(units) for lost, units in zip(view.lost, picked, strict=True)])
 
     def beyond(self, share: float) -> Goal:
         more = copy.copy(self)
         wanted = max(self.total, units_for(self.units, self._share + share))
-        more.total = max(self.total, nearest_total(self.sizes, [0] * len(self.sizes), wanted, **self.rules))
+        more.total = max(self.total, _nearest(self.untouched(), wanted))
         return more
 
 
@@ -175,18 +189,17 @@ class CostGoal(Goal):
         self.full = self._cost(np.zeros(self.units, dtype=bool))
         self.target = budget.level(self.full)
         self.final, self.extra = True, 0
-        allowed = all_allowed(self.sizes, [0] * len(self.sizes), **self.rules)
-        last = np.array([max(a.counts) for a in allowed])
-        zeros = [np.zeros(n) for n in self.sizes]
-        place = places(zeros, [z > 0 for z in zeros])
-        smallest = self._cost(place < np.repeat(last, self.sizes))
+        view = self.untouched()
+        allowed = all_allowed(view.sizes, view.lost, **view.rules)
+        smallest = self._cost(_planned(view, [max(a.counts) for a in allowed]))
         if smallest > self.target * (1 + _NEAR):
             raise ConfigurationError(
                 f"{self._asked()} of {shown(self.measure, self.full)}; the smallest that can be reached is "
                 f"{shown(self.measure, smallest)}, {_rounded_up(smallest / self.full)} of it: give at least that, let "
                 f"groups keep fewer units, or free more of them, see oto.explain()"
             )
-        must = max((len(z) - m for z, m in zip(zeros, self.rules["max_units"] or self.sizes, strict=True)), default=0)
+        most = view.rules["max_units"] or view.sizes
+        must = max((size - m for size, m in zip(view.sizes, most, strict=True)), default=0)
         self.total = sum(self.most) if self.full > self.target or must > 0 else 0
         self.plans = self.waits = True
 
@@ -202,24 +215,25 @@ class CostGoal(Goal):
     def due(self, period: int, periods: int, gone: int) -> int | None:
         return None
 
-    def _plan(self, keys: _Scores, gone: _Flags) -> list[int]:
-        parts = split(gone, self.groups)
-        place = places(keys, parts)
+    def _plan(self, view: View, prefer: bool) -> list[int]:
+        """How many units every pool will have lost; of widths that are preferred, if the target allows it."""
         counts: list[int] = []
-        # Where groups are to lose the same share, they differ from it by as few units as bring the target near.
-        for slack in (None,) if self.classes is None else (1, 2, 3):
-            counts = plan_costs(keys, parts, self._cost, self.target, **self.rules, slack=slack)
-            reached = self._cost(place < np.repeat(counts, self.sizes))
-            if reached >= (1 - _NEAR) * self.target:
-                break
+        for rules in self.pools.preferred(view.rules) if prefer else (view.rules,):
+            # Where groups are to lose the same share, they differ from it by as few units as bring the target near.
+            for slack in (None,) if self.classes is None else (1, 2, 3):
+                counts = plan_costs(
+                    view.keys, view.gone, lambda flags: self._cost(view.flags(flags)), self.target, **rules, slack=slack
+                )
+                if (1 - _NEAR) * self.target <= self._cost(_planned(view, counts)) <= self.target:
+                    return counts
         return counts
 
     def choose(self, scores: _Scores, gone: _Flags, period: int = 0, periods: int = 1) -> NDArray[np.int64]:
-        keys = self.keys(scores, gone)
-        place = places(keys, split(gone, self.groups))
-        planned = np.flatnonzero((place < np.repeat(self._plan(keys, gone), self.sizes)) & ~gone)
-        flat = np.concatenate(keys)
-        order = planned[np.argsort(flat[planned], kind="stable")]
+        view = self.view(scores, gone)
+        planned = _planned(view, self._plan(view, prefer=True))[view.order] & ~gone[view.order]
+        # In the order of the pools, so that of equal keys the first rung goes first.
+        units = view.order[planned]
+        order = units[np.argsort(np.concatenate(view.keys)[planned], kind="stable")]
         if period + 1 < periods:
             level = left_due(period, periods, self.full, self.target, self.budget.ramp)
             return np.sort(order[: first_within(lambda n: self._cost(_with(gone, order[:n])), level, len(order))])
@@ -227,8 +241,9 @@ class CostGoal(Goal):
         if self.final:
             self._tell(self._cost(chosen))
             return np.sort(order)
-        room = place < np.repeat(self.most, self.sizes)
-        others = np.flatnonzero(room & ~chosen)
+        keys = self.keys(scores, gone)
+        flat, place = np.concatenate(keys), places(keys, split(gone, self.groups))
+        others = np.flatnonzero((place < np.repeat(self.most, self.sizes)) & ~chosen)
         return np.sort(np.concatenate([order, others[np.argsort(flat[others], kind="stable")][: self.extra]]))
 
     def _tell(self, reached: float) -> None:
@@ -245,7 +260,7 @@ class CostGoal(Goal):
             logger.info("%s; %s will be left", self._asked(), shown(self.measure, reached))
 
     def ceilings(self, scores: _Scores, gone: _Flags) -> list[int]:
-        return self._plan(self.keys(scores, gone), gone)
+        return self.pools.per_group(self._plan(self.view(scores, gone), prefer=False))
 
     def beyond(self, share: float) -> Goal:
         more = copy.copy(self)
@@ -261,6 +276,15 @@ def make_goal(candidates: Candidates, schedule: Schedule, budget: Budget) -> Goa
         goal.warn()
         return goal
     return CostGoal(candidates, schedule, budget)
+
+
+def _nearest(view: View, total: int, rules: Mapping[str, Any] | None = None) -> int:
+    return nearest_total(view.sizes, view.lost, total, **(view.rules if rules is None else rules))
+
+
+def _planned(view: View, counts: Sequence[int]) -> _Flags:
+    """One flag per unit of all groups: it will be gone when the pools have lost so many."""
+    return view.flags(places(view.keys, view.gone) < np.repeat(counts, view.sizes))
 
 
 def _with(gone: _Flags, units: NDArray[np.int64]) -> _Flags:

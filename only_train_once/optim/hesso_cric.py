@@ -148,6 +148,12 @@ class HessoCric(Removal):
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
+    def ready(self) -> None:
+        if self._in_cycles:
+            self.scoring.watch(self.step, self.step)
+        else:
+            super().ready()
+
     def before(self, optimizer: Optimizer) -> None:
         if self._in_cycles:
             self._sample(optimizer)

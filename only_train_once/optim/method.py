@@ -94,6 +94,11 @@ class Method(ABC):
     def finished(self) -> bool:
         """Whether counting steps no longer matters."""
 
+    def ready(self) -> None:  # noqa: B027
+        """Called before the forward pass of the step ``self.step``: when a step is over, when the method was attached
+        or copied, when a state was loaded.
+        """
+
     @abstractmethod
     def before(self, optimizer: Optimizer) -> None:
         """Called once per step, when gradients are there and no weight has changed."""

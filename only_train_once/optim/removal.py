@@ -144,6 +144,9 @@ class Removal(Method):
         else:
             self.collect(optimizer, scoring)
 
+    def ready(self) -> None:
+        self.scoring.watch(self.step, None if self.finished else self.next_scoring())
+
     def next_scoring(self) -> int | None:
         """The first step >= this one at which scores are needed, or None."""
         return next_period(self.step, self.when)
@@ -159,11 +162,12 @@ class Removal(Method):
         self._ramp = None  # `after` finds the period's units; also when they were chosen before an interrupted step
         gone = self.chosen > 0
         if self.goal.due(where.period, self.when["periods"], int(gone.sum())) == 0:
-            self.scoring.average.reset()
+            self.scoring.reset()
             return
         picked = self.goal.choose(self.scores(optimizer), gone, where.period, self.when["periods"])
         self.chosen[picked] = where.period + 1
         logger.info("step %d: period %d chooses %d units", self.step, where.period, len(picked))
+        warn_of_bottlenecks(self.groups, gone, self.chosen > 0)
 
     def scores(self, optimizer: Optimizer) -> list[NDArray[np.float64]]:
         """Scores of the units, per group."""
@@ -272,6 +276,26 @@ class Removal(Method):
         self.chosen = saved_per_unit(state, "chosen", self.units).astype(np.int32)
         self._ramp, self._pinned = None, None
         self.scoring.load_state(state, companions)
+
+
+_THIN = 0.05  # share of its units, at or below which what is left of a group is called a bottleneck
+
+
+def warn_of_bottlenecks(groups: Sequence[PruningGroup], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> None:
+    """Say which groups are about to become bottlenecks, once each: networks seldom recover from those."""
+    thin = []
+    for group, was, now in zip(groups, split(before, groups), split(after, groups), strict=True):
+        most = max(1, int(_THIN * group.size))
+        left = int((~now).sum())
+        if left <= most < int((~was).sum()) and group.size > 4:
+            thin.append(f"{group.name} (keeps {left} of {group.size})")
+    if thin:
+        logger.warning(
+            "about to leave bottlenecks, which a network seldom recovers from: %s%s. scarcity=3, ranking='per_layer' "
+            "or min_units=0.1 spread what is removed over other groups; oto.sensitivity(...) shows which can give more",
+            ", ".join(thin[:5]),
+            f" and {len(thin) - 5} more" if len(thin) > 5 else "",
+        )
 
 
 def _shown(arguments: Mapping[str, Any], name: str) -> str:

@@ -17,6 +17,7 @@ from only_train_once.groups import PruningGroup, Role
 from only_train_once.importance import (
     Criteria,
     check_groups,
+    needs_activations,
     needs_gradients,
     needs_squares,
     resolve,
@@ -27,12 +28,14 @@ from only_train_once.optim.arguments import tensor_roles, whole
 from only_train_once.optim.average import GradientAverage, params_of
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.cutting import Kept, cut
-from only_train_once.optim.state import check_shapes, saved_count
+from only_train_once.optim.state import check_shapes, damaged, saved_count
+from only_train_once.optim.watching import Activations
 from only_train_once.sharding import Shares, like, local, part_of, shares_of
 
 logger = logging.getLogger(__name__)
 
 SUMS, SQUARES = "gradient_sum", "gradient_square_sum"  # what the sums of an unfinished window are saved as
+ACTIVATIONS = "activations"
 _MAX_WINDOW = 10
 
 
@@ -57,10 +60,13 @@ class Scoring:
         self.criteria = resolve(criteria)
         if window is not None:
             whole("window", window, 1)
-        self.window = min(length, window or _MAX_WINDOW) if needs_gradients(self.criteria) else 1
+        averages = needs_gradients(self.criteria) or needs_activations(self.criteria)
+        self.window = min(length, window or _MAX_WINDOW) if averages else 1
         seen = tuple(Role) if callable(self.criteria) else self.roles
         check_groups(self.groups, self.criteria)
-        names = params_of(self.groups, seen, candidates.trained)
+        self.activations = Activations(candidates) if needs_activations(self.criteria) else None
+        only_activations = averages and not needs_gradients(self.criteria)
+        names = [] if only_activations else params_of(self.groups, seen, candidates.trained)
         self.average = GradientAverage(names, squares=needs_squares(self.criteria))
 
     def collect(self, optimizer: Optimizer, step: int, scoring: int) -> None:
@@ -69,6 +75,19 @@ class Scoring:
         # One more would be this step's, added before something interrupted it.
         if first <= step and self.average.count <= step - first:
             self.average.add(optimizer, self.tensors)
+            if self.activations is not None:
+                self.activations.take()
+
+    def watch(self, step: int, scoring: int | None) -> None:
+        """Before the forward pass of ``step``: look at activations if it lies in the window before ``scoring``."""
+        if self.activations is not None:
+            self.activations.watch(scoring is not None and scoring - self.window < step <= scoring)
+
+    def reset(self) -> None:
+        """Forget what was averaged."""
+        self.average.reset()
+        if self.activations is not None:
+            self.activations.reset()
 
     def scores(
         self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_], gone: Sequence[Region] = ()
@@ -103,28 +122,34 @@ class Scoring:
         for group, score, skip in zip(self.groups, per_group, split(ignored, self.groups), strict=True):
             odd = np.flatnonzero(~np.isfinite(score) & ~skip)
             if len(odd):
+                if self.activations is not None:
+                    self.activations.reset()
                 raise NumericalError(
                     f"step {step}: the score of unit {odd[0]} of group {group.name!r} is {score[odd[0]]}; "
                     f"no weight was changed. Look for NaN or infinite weights in "
                     f"{', '.join(s.param for s in group.with_role(Role.ZERO))}"
                 )
-        self.average.reset()
+        self.reset()
         return per_group
 
     def score(self, gradients: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> list[Tensor]:
         """Scores of all groups from means of gradients and, if they are kept, of their squares, on the device."""
-        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares)
+        seen = None if self.activations is None else self.activations.means()
+        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares, seen)
 
     def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
         """Units have left, see `Method.leave`; a window that has begun goes on."""
         self.current, self.present = tuple(groups), present
+        if self.activations is not None:
+            self.activations.leave(present)
         for sums in (self.average.sums, self.average.squares):
             sums.update({name: cut(sums[name], kept[name]) for name in sums.keys() & kept.keys()})
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        return {"window_count": self.average.count}
+        seen = {} if self.activations is None else {ACTIVATIONS: self.activations.state()}
+        return {"window_count": self.average.count, **seen}
 
     @property
     def companions(self) -> dict[str, dict[str, Tensor]]:
@@ -140,11 +165,16 @@ class Scoring:
 
     def check_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
         saved_count(state, "window_count")
+        seen = state.get(ACTIVATIONS)
+        if seen is not None and self.activations is not None and not self.activations.fits(seen):
+            raise damaged(ACTIVATIONS, seen, "sums and counts of activations")
         for what in (SUMS, SQUARES):
             check_shapes(what, companions.get(what, {}), self.tensors)
 
     def load_state(self, state: Mapping[str, Any], companions: Mapping[str, Mapping[str, Any]]) -> None:
-        self.average.reset()
+        self.reset()
+        if self.activations is not None and state.get(ACTIVATIONS) is not None:
+            self.activations.load_state(state[ACTIVATIONS])
         count, sums = int(state["window_count"]), companions.get(SUMS, {})
         if count and not sums and needs_gradients(self.criteria):
             logger.warning(

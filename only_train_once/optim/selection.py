@@ -95,31 +95,36 @@ def _allowed(
 def all_allowed(
     sizes: Sequence[int],
     gone: Sequence[int],
-    divisible: int = 1,
+    divisible: int | Sequence[int] = 1,
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,
 ) -> list[_Allowed]:
     """For every group, how many units it may have lost at the end."""
-    least = _least(min_units, len(sizes))
-    every = zip(sizes, gone, least, multiples or [1] * len(sizes), max_units or sizes, strict=True)
-    return [_allowed(size, lost, divisible, low, multiple, high) for size, lost, low, multiple, high in every]
+    n = len(sizes)
+    every = zip(
+        sizes, gone, _each(divisible, n), _each(min_units, n), multiples or [1] * n, max_units or sizes, strict=True
+    )
+    return [_allowed(size, lost, d, low, multiple, high) for size, lost, d, low, multiple, high in every]
 
 
-def _least(min_units: int | Sequence[int], groups: int) -> Sequence[int]:
-    return [min_units] * groups if isinstance(min_units, int) else min_units
+def _each(value: int | Sequence[int], groups: int) -> Sequence[int]:
+    """The number of every group."""
+    return [value] * groups if isinstance(value, int) else value
 
 
-def _any_number(divisible: int, multiples: Sequence[int] | None, max_units: Sequence[int] | None = None) -> bool:
+def _any_number(
+    divisible: int | Sequence[int], multiples: Sequence[int] | None, max_units: Sequence[int] | None = None
+) -> bool:
     """Whether groups may lose any number of units, as long as some stay."""
-    return divisible == 1 and max(multiples or [1], default=1) == 1 and max_units is None
+    return max(_each(divisible, 1), default=1) == max(multiples or [1], default=1) == 1 and max_units is None
 
 
 def nearest_total(
     sizes: Sequence[int],
     gone: Sequence[int],
     total: int,
-    divisible: int = 1,
+    divisible: int | Sequence[int] = 1,
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,
@@ -142,7 +147,7 @@ def plan_counts(
     scores: Scores,
     gone: Masks,
     total: int,
-    divisible: int = 1,
+    divisible: int | Sequence[int] = 1,
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,
@@ -154,7 +159,7 @@ def plan_counts(
     some group has to lose at a time between two groups, as long as the sum of scores falls.
     """
     lost = [int(g.sum()) for g in gone]
-    wanted = _lowest(scores, gone, total, _least(min_units, len(gone)), max_units)
+    wanted = _lowest(scores, gone, total, _each(min_units, len(gone)), max_units)
     if _any_number(divisible, multiples):
         return wanted
     allowed = all_allowed([len(g) for g in gone], lost, divisible, min_units, multiples, max_units)
@@ -240,7 +245,7 @@ def select(
     gone: Masks,
     count: int,
     total: int,
-    divisible: int = 1,
+    divisible: int | Sequence[int] = 1,
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,
@@ -252,7 +257,7 @@ def select(
         gone: per group (units,), True where the unit was removed before.
         count: how many to choose now.
         total: removed units in the end, these included; a number `nearest_total` returns.
-        divisible: see [Note: divisibility].
+        divisible: see [Note: divisibility]; one number, or one per group.
         min_units: units every group keeps, or one number per group.
         multiples: per group, what it loses in the end is a multiple of this.
         max_units: per group, at most so many stay in the end.
@@ -271,7 +276,7 @@ def ceilings(
     scores: Scores,
     gone: Masks,
     total: int,
-    divisible: int = 1,
+    divisible: int | Sequence[int] = 1,
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,
@@ -281,7 +286,7 @@ def ceilings(
     All but ``min_units`` where any number will do; with ``divisible`` or ``multiples`` the numbers of the plan.
     """
     if _any_number(divisible, multiples, max_units):
-        return [max(len(s) - low, 0) for s, low in zip(scores, _least(min_units, len(scores)), strict=True)]
+        return [max(len(s) - low, 0) for s, low in zip(scores, _each(min_units, len(scores)), strict=True)]
     return plan_counts(scores, gone, total, divisible, min_units, multiples, max_units)
 
 
@@ -347,7 +352,7 @@ def plan_costs(
     gone: Masks,
     cost: Callable[[NDArray[np.bool_]], float],
     target: float,
-    divisible: int = 1,
+    divisible: int | Sequence[int] = 1,
     min_units: int | Sequence[int] = 1,
     multiples: Sequence[int] | None = None,
     max_units: Sequence[int] | None = None,

@@ -138,6 +138,9 @@ class Staged(Removal):
         """The first step >= this one, and before the finish is over, at which the method begins or a period does."""
         return self.first_step if self.step <= self.first_step else next_period(self.step, self.schedule.when)
 
+    def ready(self) -> None:
+        self.scoring.watch(self.step, self.next_period() if self.step < self.finishing else None)
+
     def collect(self, optimizer: Optimizer, scoring: int) -> None:
         begin = self.next_period()
         if begin is not None and self.scoring is not self.norms:  # norms at the finish need no gradients
@@ -156,7 +159,7 @@ class Staged(Removal):
             self.space.limit(self.goal.ceilings(norms, gone))
             return
         self._ramp = None
-        self.scoring.average.reset()
+        self.scoring.reset()
         self.space.forget()
         self.chosen[:] = 0
         picked = self.goal.choose(norms, gone)

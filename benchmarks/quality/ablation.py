@@ -1,0 +1,36 @@
+"""Ideas, one at a time: name -> the recipe with what differs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmarks.quality import peers
+from benchmarks.quality.competitors import Competitor, once
+
+BASE = {"start": 0.1, "length": 0.4, "of": "flops"}
+
+
+def _with(**recipe: Any) -> Competitor:
+    return functools.partial(once, recipe={**BASE, **recipe})
+
+
+SHARES = ((0.1, 0.1), (0.2, 0.2), (0.1, 0.4), (0.3, 0.3), (0.1, 0.6), (0.2, 0.5), (0.05, 0.4))
+VARIANTS: dict[str, Competitor] = {
+    **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},
+    "first recipe (shares of steps)": functools.partial(once, recipe={"start": 0.1, "length": 0.2, "of": "steps"}),
+    "16 periods": _with(periods=16),
+    "4 periods": _with(periods=4),
+    "linear ramp": _with(ramp="linear"),
+    "scarcity 0": _with(scarcity=0.0),
+    "scarcity 1": _with(scarcity=1.0),
+    "scarcity 6": _with(scarcity=6.0),
+    "cost exponent 0": _with(cost_exponent=0.0),
+    "cost exponent 0.5": _with(cost_exponent=0.5),
+    "magnitude of what becomes zero": _with(roles=("zero",)),
+    "Fisher": _with(criteria="fisher_diagonal"),
+    "Taylor, first order": _with(criteria="taylor_first_order"),
+    "HESSO's five terms": _with(criteria="default"),
+    "tp_magnitude, budget": functools.partial(peers.cut_once, schedule="budget"),
+    "tp_magnitude, steps": functools.partial(peers.cut_once, schedule="steps"),
+}

@@ -1,0 +1,99 @@
+"""Who competes: name -> a function that trains a network for a task within a budget.
+
+The budget is that of ``task.steps`` steps of the full network: in FLOPs, so that whoever trains a smaller network makes
+more steps, or in steps. All get the same data, batches, optimizer, shape of the learning-rate schedule and seeds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.quality import peers
+from benchmarks.quality.task import Task
+from benchmarks.quality.training import Run
+from only_train_once import OTO
+from only_train_once.recipe import Recipe
+
+BUDGETS = ("flops", "steps")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a competitor: a network that costs ``level`` of the full one, from a budget."""
+
+    task: Task
+    level: float
+    seed: int
+    budget: str
+
+    def steps(self, share: float, level: float) -> int:
+        """Steps that this share of the budget buys for a network that costs ``level`` of the full one."""
+        return max(round(share * self.task.steps / (level if self.budget == "flops" else 1.0)), 1)
+
+    def fresh(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return self.task.build(1.0)
+
+
+Competitor = Callable[[Asked], tuple[nn.Module, Run]]
+
+
+def dense(asked: Asked) -> tuple[nn.Module, Run]:
+    """The full network, whatever the level."""
+    model, run = asked.fresh(), Run(asked.task, asked.seed)
+    run.train(model, asked.task.optimizer(model.parameters()), asked.task.steps)
+    return model, run
+
+
+def scratch(asked: Asked) -> tuple[nn.Module, Run]:
+    """A network of uniform width that costs as much, from the start."""
+    torch.manual_seed(asked.seed)
+    model, run = asked.task.narrow(asked.level), Run(asked.task, asked.seed)
+    run.train(model, asked.task.optimizer(model.parameters()), asked.steps(1.0, asked.task.share(model)))
+    return model, run
+
+
+def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
+    """One training with this library; ``recipe`` and ``config`` are what differs from its defaults."""
+    task = asked.task
+    model, run = asked.fresh(), Run(task, asked.seed)
+    optimizer = task.optimizer(model.parameters())
+    oto = OTO(model, task.example, wide=task.wide)
+    settings = Recipe(**{**task.recipe, **recipe})
+    steps = settings.steps_within(task.steps, asked.level) if asked.budget == "flops" else task.steps
+    oto.train_once(optimizer, steps, recipe=settings, target_flops=asked.level, **config)
+    run.train(model, optimizer, steps)
+    return oto.construct_subnet().model, run
+
+
+PUBLISHED = {"start": 1 / 6, "length": 1 / 3, "periods": 10, "ramp": "linear", "scarcity": 0.0, "cost_exponent": 0.0}
+
+
+def hesso(asked: Asked) -> tuple[nn.Module, Run]:
+    """HESSO by its published formulas, with a target in FLOPs; units leave physically, so that it has the same budget.
+
+    It is this library's, which ``tests/test_optim.py`` proves equal, step by step, to the formulas written out.
+    """
+    return once(asked, {**PUBLISHED, "criteria": "default", "roles": ("zero",)})
+
+
+COMPETITORS: dict[str, Competitor] = {
+    "ours": functools.partial(once, recipe={}),
+    "dense": dense,
+    "scratch": scratch,
+    "hesso": hesso,
+    **peers.COMPETITORS,
+}
+
+
+def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a recipe as plain values."""
+    made = Recipe(**recipe)
+    values = {f.name: getattr(made, f.name) for f in fields(made)}
+    return {**values, "roles": [getattr(r, "value", r) for r in made.roles]}

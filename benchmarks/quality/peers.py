@@ -1,0 +1,128 @@
+"""Torch-Pruning, from its package (``pip install only_train_once[bench]``).
+
+Each trains the full network, cuts it with a ratio that is the same for all layers (its default) and found by bisection,
+and trains what is left. The parts of the budget are shares of it: half of the FLOPs before and half after the cut, or
+half of the steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from benchmarks.quality.task import RISE, Task, nearest
+from benchmarks.quality.training import Run
+
+if TYPE_CHECKING:
+    from benchmarks.quality.competitors import Asked, Competitor
+
+TAYLOR_BATCHES = 16
+
+
+def pruner(task: Task, model: nn.Module, importance: str, ratio: float, steps: int = 1, **options: Any) -> Any:
+    """A pruner of the package for a network."""
+    import torch_pruning as tp
+
+    kind = tp.pruner.GroupNormPruner if importance == "norm" else tp.pruner.BasePruner
+    score = {"taylor": tp.importance.GroupTaylorImportance}.get(importance, tp.importance.GroupMagnitudeImportance)
+    heads = dict(task.heads(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kind(
+            model,
+            task.example,
+            importance=score(),
+            pruning_ratio=ratio,
+            iterative_steps=steps,
+            ignored_layers=task.kept(model),
+            num_heads=heads,
+            prune_num_heads=bool(heads),
+            prune_head_dims=not heads,
+            head_pruning_ratio=min(ratio, 1 - 1 / max(heads.values())) if heads else 0.0,  # one is left
+            in_channel_groups={},
+            out_channel_groups={},
+            **options,
+        )
+
+
+@functools.cache
+def ratio_for(task: Task, level: float) -> tuple[float, float]:
+    """The ratio at which the network costs ``level`` of the full one, or as little more as can be, and what it costs."""
+    full = task.build(1.0)
+    low, high, found = 0.0, 1.0, {}
+    for _ in range(12):
+        ratio = (low + high) / 2
+        model = copy.deepcopy(full)
+        pruner(task, model, "magnitude", ratio).step()
+        found[ratio] = task.share(model)
+        low, high = (ratio, high) if found[ratio] > level else (low, ratio)
+    return nearest(found, level)
+
+
+def cut_once(
+    asked: Asked, importance: str = "magnitude", before: float = 0.5, schedule: str = "each", reg: float = 0.0
+) -> tuple[nn.Module, Run]:
+    """Train, cut, train on.
+
+    Args:
+        importance: "magnitude", "taylor" or "norm", the last with its regularization before the cut.
+        before: share of the budget before the cut.
+        schedule: of the learning rate: "each" training has its own, or they share one, by their "budget" or "steps".
+        reg: strength of the regularization.
+    """
+    task = asked.task
+    model, run = asked.fresh(), Run(task, asked.seed)
+    ratio, level = ratio_for(task, asked.level)
+    made = pruner(task, model, importance, ratio, **({"reg": reg} if importance == "norm" else {}))
+    penalty = made.regularize if importance == "norm" else None
+    one, two = asked.steps(before, 1.0), asked.steps(1 - before, level)
+    middle = {"each": None, "budget": before, "steps": one / (one + two)}[schedule]
+    rise = {"each": None, "budget": RISE, "steps": RISE * task.steps / (one + two)}[schedule]
+    first, second = ((0.0, 1.0), (0.0, 1.0)) if middle is None else ((0.0, middle), (middle, 1.0))
+    spared = TAYLOR_BATCHES if importance == "taylor" else 0
+    run.train(model, task.optimizer(model.parameters()), one - spared, first, rise, before_step=penalty)
+    if importance == "taylor":
+        gradients(task, model, run)
+    made.step()
+    run.train(model, task.optimizer(model.parameters()), two, second, rise)
+    return model, run
+
+
+def gradients(task: Task, model: nn.Module, run: Run) -> None:
+    """Gradients over some batches, for scores; each costs as much as a step."""
+    model.zero_grad()
+    stream = task.stream(run.seed + 1)
+    for _ in range(TAYLOR_BATCHES):
+        task.loss(model, next(stream)).backward()
+    run.spent += TAYLOR_BATCHES
+
+
+def cut_often(
+    asked: Asked, importance: str = "magnitude", before: float = 0.3, during: float = 0.3, times: int = 5
+) -> tuple[nn.Module, Run]:
+    """Train, cut a little and train on, several times, and train on."""
+    task = asked.task
+    model, run = asked.fresh(), Run(task, asked.seed)
+    ratio, _ = ratio_for(task, asked.level)
+    made = pruner(task, model, importance, ratio, times)
+    run.train(model, task.optimizer(model.parameters()), asked.steps(before, 1.0), (0.0, before), RISE)
+    at = before
+    for number in range(times):
+        made.step()
+        share = during / (times - 1) if number + 1 < times else 1 - at
+        steps = asked.steps(share, task.share(model))
+        run.train(model, task.optimizer(model.parameters()), steps, (at, at + share), RISE)
+        at += share
+    return model, run
+
+
+COMPETITORS: dict[str, Competitor] = {
+    "tp_magnitude": cut_once,
+    "tp_taylor": functools.partial(cut_once, importance="taylor"),
+    "tp_group_norm": functools.partial(cut_once, importance="norm", reg=1e-4),
+    "tp_iterative": cut_often,
+}

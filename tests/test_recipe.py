@@ -1,0 +1,101 @@
+"""The recipe: what it costs, how many steps a budget buys, and a training that follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from only_train_once import OTO
+from only_train_once.errors import ConfigurationError
+from only_train_once.flops import count_flops
+from only_train_once.recipe import Recipe
+
+STEPS, FLOPS = Recipe(start=0.1, length=0.2, of="steps"), Recipe(start=0.1, length=0.4, of="flops")
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, 1, 1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, 1, 1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("left", [1.0, 0.5, 0.1, 0.02])
+@pytest.mark.parametrize("recipe", [STEPS, FLOPS])
+def test_steps_within_spend_the_budget_and_no_more(recipe: Recipe, left: float) -> None:
+    steps = recipe.steps_within(1000, left)
+    assert recipe.cost(steps, left) <= 1000 < recipe.cost(steps + 1, left)
+
+
+def test_cost_by_hand() -> None:
+    recipe = Recipe(start=0.1, length=0.2, periods=2, of="steps")
+    during = 100 * 1 + 100 * 0.25**0.5  # the second period costs what is left after the first
+    assert recipe.cost(1000, 0.25) == pytest.approx(100 + during + 700 * 0.25)
+
+
+def test_shares_of_the_flops() -> None:
+    when = FLOPS.when(10_000, 0.1)
+    cost = FLOPS.cost(10_000, 0.1)
+    assert when["start_pruning_step"] / cost == pytest.approx(0.1, rel=1e-2)
+    rest = 10_000 - when["start_pruning_step"] - when["pruning_steps"]
+    assert 0.1 * rest / cost == pytest.approx(0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("recipe", [STEPS, FLOPS])
+def test_a_training_costs_what_the_recipe_says(recipe: Recipe) -> None:
+    model, x = network(), torch.randn(8, 1, 8, 8)
+    oto = OTO(model, x)
+    steps = oto.steps_within(60, target_flops=0.2, recipe=recipe)
+    assert steps > 60
+    optimizer = oto.train_once(
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), steps, target_flops=0.2, recipe=recipe
+    )
+    full = count_flops(model.eval(), x).total
+    spent = 0.0
+    for _ in range(steps):
+        spent += count_flops(model.eval(), x).total / full
+        optimizer.zero_grad()
+        model.train()(x).square().mean().backward()
+        optimizer.step()
+    assert spent == pytest.approx(60, rel=0.05)
+    subnet = oto.construct_subnet().model
+    assert count_flops(subnet.eval(), x).total <= 0.2 * full
+    assert count_flops(model.eval(), x).total == count_flops(subnet, x).total  # the units have left
+
+
+def test_a_target_in_flops_themselves() -> None:
+    model, x = network(), torch.randn(8, 1, 8, 8)
+    oto = OTO(model, x)
+    full = count_flops(model.eval(), x).total
+    assert oto.steps_within(100, 0.2 * full) == oto.steps_within(100, 0.2)
+
+
+def test_what_is_given_goes_before_the_recipe() -> None:
+    model = network()
+    oto = OTO(model, torch.randn(8, 1, 8, 8))
+    optimizer: Any = oto.train_once(
+        torch.optim.SGD(model.parameters(), lr=0.1), 100, target_group_sparsity=0.5, pruning_periods=3, scarcity=1.0
+    )
+    method = optimizer._method
+    assert (method.schedule.pruning_periods, method.budget.scarcity) == (3, 1.0)
+    assert method.budget.cost_exponent == 0  # units cost the same when the target is in units
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Recipe(start=0.5, length=0.6), "length is 0.6"),
+        (lambda: Recipe(start=1.0), "start is 1.0"),
+        (lambda: Recipe(periods=0), "periods is 0"),
+        (lambda: Recipe(of="epochs"), "of is 'epochs'"),
+        (lambda: Recipe().steps_within(100, 0.0), "left is 0.0"),
+        (lambda: Recipe().when(3), "total_steps is 3"),
+    ],
+)
+def test_what_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        call()
