@@ -346,8 +346,8 @@ class OTO:
     def mark_unprunable_for_stock(self) -> None:
         """Freeze what a stock architecture has no number for, so that ``subnet.save_pretrained`` will work.
 
-        For a model of transformers or timm, before the optimizer is made; ``uniform=True`` does the rest, the same
-        widths in every layer.
+        For a model of transformers or timm, before the optimizer is made; its argument ``uniform=True`` does the
+        rest: the same widths in every layer.
 
         Raises:
             StockError: no table knows the architecture.

@@ -18,8 +18,9 @@ from .convert import StackPlace, adds_nothing, places
 def zero_layers(model: nn.Module, layers: Any, inputs: Inputs) -> list[str]:
     """Zero whole layers in ``model`` itself, and train them no further; returns their paths.
 
-    All parameters of the modules whose outputs a layer adds to the stream become zero: the layer then passes on what
-    it gets, exactly. Their ``requires_grad`` is switched off for the whole layer, so that they stay there.
+    All parameters of its attention and its feed-forward part become zero: the layer then passes on what it gets,
+    exactly. Training leaves them there, because the gradient of a product is zero where both factors are; only the
+    biases at the end would move, so their ``requires_grad`` is switched off.
 
     Args:
         layers: which ones; or how many, those without which the outputs on ``inputs`` change least, one after the
@@ -48,10 +49,13 @@ def zero_layers(model: nn.Module, layers: Any, inputs: Inputs) -> list[str]:
             raise ConfigurationError(f"layers={chosen}: one of the {count} layers has to stay")
     with torch.no_grad():
         for i in chosen:
-            for added in _added(place, i):
-                for parameter in added.parameters():
+            for path in place.stack.adds:
+                for parameter in place.layers[i].get_submodule(path.partition(".")[0]).parameters():
                     parameter.zero_()
-            place.layers[i].requires_grad_(False)
+            for added in _added(place, i):
+                for name, parameter in added.named_parameters():
+                    # a bias has a gradient though all around it is zero; what has none stays, as a part of its groups
+                    parameter.requires_grad_(parameter.requires_grad and not name.endswith("bias"))
     return [f"{place.path}{i}" for i in chosen]
 
 
