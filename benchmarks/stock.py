@@ -211,8 +211,9 @@ def main() -> None:
         "",
         f"`python -m benchmarks.stock` with torch {torch.__version__}, transformers {transformers.__version__}, "
         f"float32, CPU: {STEPS} steps with `uniform=True`, half of the units of every group removed, "
-        "`subnet.save_pretrained`. Read by `from_pretrained` (or `create_model`) in a process where `import only_train_once` fails; the last "
-        f"column is the largest difference to the subnet's outputs over the largest output. Worst: "
+        "`subnet.save_pretrained`. Read by `from_pretrained` (or `create_model`) in a process where "
+        "`import only_train_once` fails; the last column is the largest difference to the subnet's outputs over the "
+        "largest output. Worst: "
         f"{max(found for found, _, _ in read):.1e}.",
         "",
         "| network | configuration | parameters | of the checkpoint | read by | difference |",
