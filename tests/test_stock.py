@@ -17,6 +17,7 @@ from only_train_once.errors import CheckpointError, ConfigurationError, StockErr
 from only_train_once.groups import Role
 from only_train_once.inputs import in_float64
 from only_train_once.masking import regions
+from only_train_once.stock.convert import check
 from tests.stock_models import (
     DECODER,
     GPT2,
@@ -431,17 +432,6 @@ def _with_another_activation() -> Subnet:
     return uniform(analysed("llama", model=model))
 
 
-class _OtherInFloat32(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.silu(x) * (1 if x.dtype is torch.float64 else 1.01)
-
-
-def _with_another_precision() -> Subnet:
-    model: Any = MODELS["llama"].build()
-    model.model.layers[1].mlp.act_fn = _OtherInFloat32()
-    return uniform(analysed("llama", model=model))
-
-
 def _with_two_eps() -> Subnet:
     model: Any = MODELS["llama"].build()
     model.model.layers[1].input_layernorm.variance_epsilon = 1e-3
@@ -499,7 +489,6 @@ REFUSED: dict[str, tuple[Callable[[], Subnet], str]] = {
     "another library": (_plain, r"Sequential is no model of transformers or timm"),
     "own class": (_of_ones_own, r"Mine is a class of tests.test_stock, which others cannot load"),
     "own code": (_with_another_activation, r"the stock LlamaForCausalLM would compute something else: .*differs"),
-    "own code in float32": (_with_another_precision, r"logits'\] of the stock .* differs .* in float32, more than"),
     "two eps": (_with_two_eps, r"layers.1.input_layernorm needs eps 0.001, model.layers.0.input_layernorm needs 1e-06"),
     "another tensor": (_with_another_tensor, r"lacks \['extra'\], which the subnet has"),
     "own table": (_of_other_positions, r"bert.embeddings.position_ids is not what the stock model computes"),
@@ -515,6 +504,18 @@ def test_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(StockError, match=message):
         subnet.save_pretrained(tmp_path / "stock")
     assert not (tmp_path / "stock").exists()
+
+
+def test_the_weights_are_compared_as_they_are_written_too() -> None:
+    """In float64 with the right weights all is well; those that would be written are not the same, rounded."""
+    subnet = uniform(analysed("llama"))
+    stock: Any = subnet.to_stock()
+    wide = {name: t.double() for name, t in stock.named_parameters()}
+    check(subnet.model, stock, wide, subnet.inputs)
+    with torch.no_grad():
+        stock.model.layers[0].mlp.down_proj.weight.mul_(1.001)
+    with pytest.raises(StockError, match=r"output\['logits'\] of the stock .* in float32, more than rounding explains"):
+        check(subnet.model, stock, wide, subnet.inputs)
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
