@@ -259,8 +259,9 @@ def _tensors(model: nn.Module, stock: nn.Module, renamed: _Names, family: Family
     """First name in the stock model -> the subnet's tensor, in float64 if it is a float."""
     have, want = named_tensors(model), named_tensors(stock)
     saved = stock.state_dict()
-    missing = [name for name in want if renamed(name) not in have]
-    unknown = [name for name in have if not renamed.left_out(name) and name not in {renamed(n) for n in want}]
+    read = {renamed(name) for name in want}
+    missing = sorted(read - set(have))
+    unknown = [name for name in have if name not in read and not renamed.left_out(name)]
     if missing or unknown:
         raise StockError(
             f"the stock {type(model).__name__} has {missing[:3]}, which the subnet lacks, and lacks {unknown[:3]}, "
@@ -347,7 +348,8 @@ def _refuse_other_norms(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, _UNSHARED):
             of = type(module).__mro__[1].__name__ if isinstance(module, nn.LayerNorm) else "norm"
-            width = math.prod(getattr(module, "normalized_shape", ())) or "fewer"
+            shape = getattr(module, "normalized_shape", None)
+            width = math.prod(shape) if shape else "fewer"
             raise StockError(
                 f"{path} goes on averaging over {module.full_width} channels though {width} are left, and the stock "
                 f"{of} averages over what it finds: keep its width whole (oto.mark_unprunable_for_stock(), or an OTO "
