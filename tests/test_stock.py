@@ -206,11 +206,15 @@ def test_nothing_is_drawn_from_the_random_state() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_it_generates_with_its_generation_config() -> None:
+def test_it_generates_what_the_subnet_does() -> None:
     model: Any = MODELS["llama"].build()
-    model.generation_config.max_new_tokens = 4
-    stock = uniform(analysed("llama", model=model)).to_stock()
-    assert stock.generate(ids(3)["input_ids"]).shape[1] == 7
+    model.generation_config.max_new_tokens = 6
+    subnet = uniform(analysed("llama", model=model))
+    stock: Any = subnet.to_stock()
+    tokens, mask = ids(3)["input_ids"], torch.ones(2, 3, dtype=torch.int64)
+    made = stock.generate(tokens, attention_mask=mask)
+    assert made.shape == (2, 9)
+    assert torch.equal(made, subnet.model.generate(tokens, attention_mask=mask))  # type: ignore[operator]
 
 
 # -- widths that differ ----------------------------------------------------------------------------------------------
