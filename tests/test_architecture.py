@@ -20,7 +20,7 @@ ORDER = [
     *("labels", "rules", "axes", "multiples", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "exact", "cutting"),
-    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint"),
+    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "inflate"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
