@@ -12,12 +12,13 @@ from torch import nn
 
 from only_train_once import OTO, checkpoint, inflate
 from only_train_once.errors import CheckpointError, ConfigurationError, VerificationError
-from only_train_once.groups import GroupList
+from only_train_once.groups import GroupList, find_groups
 from only_train_once.record import SurgeryRecord, TensorCut
 from only_train_once.surgery import construct_subnet, named_tensors
+from only_train_once.trace import trace
 from only_train_once.verify import verify_subnet
 
-from .pruning import choose, zero
+from .pruning import choose, randomize, zero
 from .test_subnet import prepared
 from .zoo import ZOO, Case
 
@@ -67,6 +68,21 @@ def test_there_and_back(case: Case) -> None:
         for dim, positions in record.kept(name).items():
             value = value.index_select(dim, torch.from_numpy(positions))
         assert torch.equal(value, after[name]), name
+
+
+def test_a_rescaled_norm_is_scaled_back() -> None:
+    """In float64 the norm keeps its class, and the weight takes the ratio of the widths."""
+    build, inputs = lambda: ZOO["hand_rms_norm"].build().double(), ZOO["hand_rms_norm"].inputs().double()
+    model = build()
+    randomize(model)
+    groups = find_groups(trace(model, inputs), wide=True)
+    zero(model, groups, choose(groups))
+    subnet, record = construct_subnet(model, groups)
+    path = next(path for path, norm in record.norms.items() if norm.kind == "rescale")
+    full = inflate(SimpleNamespace(model=subnet, record=record), build, inputs=inputs)
+    places = record.kept(f"{path}.weight")[0]
+    weights = (m.get_submodule(path).weight[places] for m in (full, model))
+    torch.testing.assert_close(*weights, rtol=1e-15, atol=0)
 
 
 def test_what_lost_nothing_is_not_on_the_map() -> None:
