@@ -131,7 +131,7 @@ def stock_model(model: nn.Module, inputs: Inputs, family: Family, maker: Maker, 
         tensors = named_tensors(model)
         narrow = {name: t.to(tensors[renamed(name)].dtype) for name, t in wide.items()}
     put(stock, narrow)
-    check(model, stock, wide, inputs)
+    check(_with_tables(model, stock, renamed, family), stock, wide, inputs)
     return stock.train(model.training)
 
 
@@ -272,14 +272,14 @@ def _tensors(model: nn.Module, stock: nn.Module, renamed: _Names, family: Family
         if name not in saved:  # a table that the stock model computes: nothing that is written could change it
             _check_table(name, tensor, want[name], renamed, family)
             continue
-        tensor = tensor.double() if tensor.is_floating_point() else tensor.clone()
+        tensor = tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
         out[name] = tensor if tensor.shape == want[name].shape else _fit(name, tensor, want[name], stock, family, pad)
     return out
 
 
 def _check_table(name: str, tensor: Tensor, expected: Tensor, renamed: _Names, family: Family) -> None:
-    if any(name.endswith(scale.number) for scale in family.scales):
-        return  # weights make up for it
+    if _is_number(name, family) or name.endswith(family.unread):
+        return  # weights make up for it, or nothing reads it
     if tensor.shape == expected.shape and torch.equal(tensor, expected.to(tensor.dtype)):
         return
     reason = f"is not what the stock model computes from its configuration: {WAY_OUT}"
@@ -290,6 +290,23 @@ def _check_table(name: str, tensor: Tensor, expected: Tensor, renamed: _Names, f
             f"(oto.mark_unprunable_for_stock()), or {WAY_OUT}"
         )
     raise StockError(f"{renamed(name)} {reason}")
+
+
+def _is_number(name: str, family: Family) -> bool:
+    return any(name.endswith(scale.number) for scale in family.scales)
+
+
+def _with_tables(model: nn.Module, stock: nn.Module, renamed: _Names, family: Family) -> nn.Module:
+    """The subnet with the tables of the stock model, which are the same before a cast to half precision rounds them."""
+    out, saved = copy_module(model), stock.state_dict()
+    have, want = named_tensors(out), named_tensors(stock)
+    new: dict[tuple[str, ...], Tensor] = {
+        (renamed(name),): table.detach().clone()
+        for name, table in want.items()
+        if name not in saved and not _is_number(name, family) and table.shape == have[renamed(name)].shape
+    }
+    replace_tensors(out, new)
+    return out
 
 
 def _fit(name: str, tensor: Tensor, want: Tensor, stock: Any, family: Family, pad: bool) -> Tensor:
@@ -439,6 +456,8 @@ def _ratio(mine: Any, stocks: Any) -> float | None:
     """The subnet's number over the stock model's; None if there is none."""
     if mine is None or stocks is None:
         return None
+    if isinstance(mine, Tensor) and isinstance(stocks, Tensor) and torch.equal(mine, stocks.to(mine.dtype)):
+        return 1.0  # up to a cast
     return float(mine) / float(stocks)
 
 

@@ -79,6 +79,7 @@ class Family:
         fused: module in a layer that makes queries, keys and values at once -> dim of its weight with their rows.
         scales: numbers outside of the layers, paths in the base model.
         lists: fields of the configuration with an entry per layer.
+        unread: endings of tables that a model computes for other settings than its own.
         heads: fields that grow together, by the same factor, where a configuration allows certain numbers only.
     """
 
@@ -89,6 +90,7 @@ class Family:
     fused: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[Scale, ...] = ()
     lists: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
 
 
@@ -174,6 +176,7 @@ _LLAMA = Family(
     ),
     norm_eps=("rms_norm_eps", "variance_epsilon"),
     lists=("layer_types",),
+    unread=("rotary_emb.original_inv_freq",),
     heads=("num_key_value_heads", "num_attention_heads"),
 )
 

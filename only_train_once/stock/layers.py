@@ -61,8 +61,8 @@ def _only_stack(model: nn.Module) -> StackPlace:
     if len(found) == 1 and found[0].stack.adds:
         return found[0]
     raise ConfigurationError(
-        f"layers of a {type(model).__name__} cannot be left out: its norms come after the sums, its layers share a table, "
-        "or its constructor has no argument for their number"
+        f"layers of a {type(model).__name__} cannot be left out: its norms come after the sums, its layers share a "
+        "table, or its constructor has no argument for their number"
     )
 
 
