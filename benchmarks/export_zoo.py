@@ -87,8 +87,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# The test zoo, exported",
         "",
         f"`python -m benchmarks.export_zoo` with torch {torch.__version__}: every network of the zoo, dense and "
-        "without 40 % of its units, exported with all sizes that may change, read back and compared with the module at the "
-        "example's sizes and at others. *difference*: largest relative difference of the cut network's outputs, in "
+        "without 40 % of its units, exported with all sizes that may change, read back and compared with the module at "
+        "the example's sizes and at others. *difference*: largest relative difference of the cut network's outputs, in "
         "float32.",
         "",
         "| format | networks | exported alike | neither dense nor cut | anything else | largest difference |",

@@ -20,7 +20,7 @@ ORDER = [
     *("labels", "rules", "axes", "multiples", "products", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
-    *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
+    *("flops", "explain", "report", "visualize", "export", "speed", "cli", "oto", "__init__"),
 ]
 
 FILES = sorted(PACKAGE.rglob("*.py"))
