@@ -8,6 +8,8 @@
 # make analysis_cost   the analysis against a forward pass at the sizes of networks in use
 # make step_cost   a step with a method against the base optimizer's, and what it takes in memory
 # make cut_cost    an iteration once units have left, against the share of the FLOPs that is left
+# make export_zoo   every network of the test zoo, cut, as torch.export and ONNX programs
+# make export_speed   slim models in eager mode, ONNX Runtime and AOTInductor, next to dense ones and to Torch-Pruning's
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
 # make quality   accuracy per FLOP of one training next to Torch-Pruning, HESSO and narrow networks (hours, resumable)
 # make quality_wall_time   seconds of a training with cuts over the dense one's
@@ -25,7 +27,11 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+<<<<<<< HEAD
 .PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts quality quality_wall_time lint format clean
+=======
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed lint format clean
+>>>>>>> export
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -63,7 +69,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 quality: $(VENV)/.bench

@@ -21,7 +21,7 @@ ORDER = [
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim", "recipe"),
     *("norms", "record", "surgery", "verify", "exact", "cutting"),
     *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "stock"),
-    *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "cli", "oto", "__init__"),
+    *("flops", "explain", "report", "speed", "sensitivity", "suggest", "visualize", "export", "cli", "oto", "__init__"),
 ]
 
 FILES = sorted(PACKAGE.rglob("*.py"))
