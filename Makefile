@@ -9,7 +9,11 @@
 # make step_cost   a step with a method against the base optimizer's, and what it takes in memory
 # make cut_cost    an iteration once units have left, against the share of the FLOPs that is left
 # make stock       subnets as ordinary checkpoints of transformers and timm, read without this library; GGUF
+# make export_zoo   every network of the test zoo, cut, as torch.export and ONNX programs
+# make export_speed   slim models in eager mode, ONNX Runtime and AOTInductor, next to dense ones and to Torch-Pruning's
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
+# make quality   accuracy per FLOP of one training next to Torch-Pruning, HESSO and narrow networks (hours, resumable)
+# make quality_wall_time   seconds of a training with cuts over the dense one's
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -24,7 +28,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts stock lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_wall_time lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -62,11 +66,18 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 stock: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.$@
+
+quality: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.quality --budget flops steps
+	$(BIN)/python -m benchmarks.quality.report
+
+quality_wall_time: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.quality.wall_time
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

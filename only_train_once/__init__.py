@@ -2,6 +2,7 @@
 
 from .checkpoint import load
 from .groups import GroupList, Kind, ParamSlice, PruningGroup, Role, find_groups
+from .inflate import inflate
 from .oto import OTO, Subnet
 from .report import SubnetReport
 from .surgery import construct_subnet
@@ -21,6 +22,7 @@ __all__ = [
     "SubnetReport",
     "construct_subnet",
     "find_groups",
+    "inflate",
     "load",
     "trace",
     "verify_subnet",

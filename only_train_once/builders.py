@@ -23,13 +23,13 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
@@ -43,15 +43,16 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z_][\w.\-]*")
 # What would fetch, read or run something else, by the names that the three libraries have for it.
 _FETCHES = re.compile(
-    r"pretrained|weights|checkpoint_path|cache_dir|auto_map|remote|attn_implementation|experts_implementation"
-    r"|use_kernels|kernel_config|quantization|num_labels|__"
+    r"^pretrained(_cfg|_cfg_overlay|_strict|_custom_load|_tag)?$|^use_pretrained|^weights|^checkpoint_path$|^cache_dir$"
+    r"|auto_map|remote_code|use_kernels|kernel_config|quantization_config|__"
 )
-_HARMLESS = frozenset({"init_weights", "tie_weights"})  # names that only look so
 _PLACES = re.compile(r"\s*(hf[-_]hub|local[-_]dir|https?|file|s3)\s*:", re.IGNORECASE)
 _LARGEST = 2**24  # of a whole number: configurations make lists of that many entries
+_LABELS = 2**16  # of classes: configurations give each a name
 _SMALL = 2**16  # entries of a tensor that may be made for real
 _ATTENTION = (None, "eager", "sdpa", "flex_attention")
 _EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
+_CHOICES = {"attn_implementation": _ATTENTION, "experts_implementation": _EXPERTS}
 _EXTRA = {"transformers": "hf", "timm": "vision", "torchvision": "vision"}
 
 
@@ -91,7 +92,7 @@ def _seen_in_transformers(model: Any, record: SurgeryRecord) -> tuple[str, dict[
     for key in ("transformers_version", "_name_or_path", "architectures"):
         entries.pop(key, None)
     arguments = {"config": _without(entries, ("_name_or_path", "transformers_version"))}
-    for key, allowed in (("attn_implementation", _ATTENTION), ("experts_implementation", _EXPERTS)):
+    for key, allowed in _CHOICES.items():
         chosen = {path: getattr(part, f"_{key}", None) for path, part in _configs(config)}
         if any(value not in allowed for value in chosen.values()):
             raise Unknown(f"its {key} is {chosen}, and only {allowed} can be loaded again")
@@ -142,8 +143,8 @@ def difference(saved: nn.Module, made: nn.Module) -> str | None:
         return f"its modules are others: {sorted(modules.keys() ^ others.keys())[:5]}"
     for path, module in modules.items():
         other, where = others[path], path or "the model"
-        if type(module) is not type(other):
-            return f"{where} is a {type(other).__name__}, not a {type(module).__name__}"
+        if _kind(module) is not _kind(other):
+            return f"{where} is a {_kind(other).__name__}, not a {_kind(module).__name__}"
         for key, value in vars(module).items():
             if key != "training" and key in vars(other) and not _alike(value, vars(other)[key]):
                 return f"{where}.{key} is {vars(other)[key]!r:.80}, not {value!r:.80}"
@@ -154,6 +155,11 @@ def difference(saved: nn.Module, made: nn.Module) -> str | None:
             if shapes != made_shapes:
                 return f"{where} has {made_shapes}, not {shapes}"[:300]
     return None
+
+
+def _kind(module: nn.Module) -> type:
+    """Its class; a parametrized module has one of its own, below the one that it was written as."""
+    return type(module).__mro__[1 if parametrize.is_parametrized(module) else 0]
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -194,24 +200,27 @@ def check(description: Any) -> None:
 
 
 def _check_choices(arguments: Mapping[str, Any]) -> None:
-    allowed = {"attn_implementation": _ATTENTION, "experts_implementation": _EXPERTS}
-    if (
-        "config" not in arguments
-        or not isinstance(arguments["config"], Mapping)
-        or arguments.keys() - allowed - {"config"}
-    ):
-        raise CheckpointError(f"the builder's arguments are {sorted(arguments)}, expected a config and {list(allowed)}")
-    for key, values in allowed.items():
+    config = arguments.get("config")
+    if not isinstance(config, Mapping) or arguments.keys() - _CHOICES - {"config"}:
+        raise CheckpointError(
+            f"the builder's arguments are {sorted(arguments)}, expected a config and {list(_CHOICES)}"
+        )
+    for key, allowed in _CHOICES.items():
         chosen = arguments.get(key, {})
-        if not isinstance(chosen, Mapping) or any(v is not None and v not in values[1:] for v in chosen.values()):
-            raise CheckpointError(f"the builder's {key} is {chosen!r:.80}, expected a dict to some of {values}")
+        if not isinstance(chosen, Mapping) or any(value not in allowed for value in chosen.values()):
+            raise CheckpointError(f"the builder's {key} is {chosen!r:.80}, expected a dict to some of {allowed}")
 
 
 def _check_values(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
-            if each and isinstance(key, str) and _FETCHES.search(key) and key not in _HARMLESS:
+            if each and _FETCHES.search(key):
                 raise CheckpointError(f"the builder's {where} have {key!r}: what fetches or runs something is refused")
+            choice = next((allowed for name, allowed in _CHOICES.items() if name in key), None)
+            if choice is not None and each not in choice:
+                raise CheckpointError(f"the builder's {where} have {key!r} = {each!r:.80}, expected one of {choice}")
+            if key == "num_labels" and isinstance(each, int) and each > _LABELS:
+                raise CheckpointError(f"the builder's {where} have {each!r:.80} labels, {_LABELS} at most are expected")
             _check_values(each, f"{where}[{key!r:.80}]")
     elif isinstance(value, list):
         for each in value:
@@ -222,7 +231,7 @@ def _check_values(value: Any, where: str) -> None:
         raise CheckpointError(f"the builder's {where} is {value!r:.80}, more than {_LARGEST}")
 
 
-def make(description: Mapping[str, Any], tensors: int, path: Path) -> nn.Module:
+def make(description: Mapping[str, Any], tensors: int, path: str) -> nn.Module:
     """The full model that is described, its tensors on the meta device or without the right values.
 
     Args:
@@ -282,15 +291,12 @@ def _made(maker: Callable[[], nn.Module], tensors: int) -> nn.Module:
 
 
 def _from_transformers(library: Any, name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
-    found = getattr(library, name, None)
-    if not isinstance(found, type) or not issubclass(found, library.PreTrainedModel):
-        raise CheckpointError(f"transformers exports no model {name!r}")
-    kind: Any = found
+    kind = _class_in_transformers(library, name, arguments["config"].get("model_type"))
 
     def build() -> nn.Module:
         config = kind.config_class.from_dict(json.loads(json.dumps(arguments["config"])))
         for path, part in _configs(config):
-            for key in ("attn_implementation", "experts_implementation"):
+            for key in _CHOICES:
                 chosen = arguments.get(key, {}).get(path)
                 if chosen is not None:
                     setattr(part, f"_{key}_internal", chosen)
@@ -300,26 +306,35 @@ def _from_transformers(library: Any, name: str, arguments: Mapping[str, Any]) ->
     return build
 
 
+def _class_in_transformers(library: Any, name: str, model_type: object) -> Any:
+    """A class that transformers exports, or has in the module of one of its own types of models."""
+    found = getattr(library, name, None)
+    types = library.models.auto.configuration_auto
+    if found is None and isinstance(model_type, str) and model_type in types.CONFIG_MAPPING_NAMES:
+        module = types.CONFIG_MAPPING[model_type].__module__.replace(".configuration_", ".modeling_")
+        found = (
+            getattr(importlib.import_module(module), name, None) if module.startswith("transformers.models.") else None
+        )
+    if not isinstance(found, type) or not issubclass(found, library.PreTrainedModel):
+        raise CheckpointError(f"transformers has no model {name!r}")
+    return found
+
+
 def _from_timm(library: Any, name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
     if not library.is_model(name.partition(".")[0]):
         raise CheckpointError(f"timm registers no model {name!r}")
-    return lambda: library.create_model(name, pretrained=False, **arguments)
+    given = {key: value for key, value in arguments.items() if not _FETCHES.search(key)}
+    return lambda: library.create_model(name, pretrained=False, **given)
 
 
 def _from_torchvision(library: Any, name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Module]:
     models = importlib.import_module("torchvision.models")
     if name not in models.list_models():
         raise CheckpointError(f"torchvision registers no model {name!r}")
-    # Without these, some builders fetch weights.
-    builder = models.get_model_builder(name)
-    backbone = (
-        {"weights_backbone": None}
-        if ".detection." in builder.__module__ or ".segmentation." in builder.__module__
-        else {}
-    )
-    given = {
-        key: value for key, value in arguments.items() if not (_FETCHES.search(key) and not value) or key in _HARMLESS
-    }
+    # These fetch the weights of their backbones unless told not to.
+    fetching = any(part in models.get_model_builder(name).__module__ for part in (".detection.", ".segmentation."))
+    backbone = {"weights_backbone": None} if fetching else {}
+    given = {key: value for key, value in arguments.items() if not _FETCHES.search(key)}
     return lambda: models.get_model(name, weights=None, **backbone, **given)
 
 

@@ -114,7 +114,7 @@ def _described(model: nn.Module, record: SurgeryRecord, builder: Mapping[str, An
             description: dict[str, Any] = json.loads(json.dumps({"arguments": {}, **builder}))
         else:
             description = builders.describe(model, record)
-        made = builders.make(description, len(named_tensors(model)), Path(RECORD_FILE))
+        made = builders.make(description, len(named_tensors(model)), RECORD_FILE)
         shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
         resize_computed_buffers(made, record, shapes)
         found = builders.difference(model, apply_record(record, made))

@@ -39,8 +39,8 @@ from torch import Tensor
 
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import Tensors, partial_dot, partial_live, precise, unit_numel
-from only_train_once.sharding import local, shared_as, shares_of, unsplit
+from only_train_once.masking import Tensors, partial_dot, partial_live, partial_products, precise, rows, unit_numel
+from only_train_once.sharding import local, shares_of, unsplit
 
 _ZERO = (Role.ZERO,)
 Sums = Mapping[str, Tensor]  # a name in `SUMS` -> number per unit, or per pair of units
@@ -61,13 +61,16 @@ def _products(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, rol
 
 def _slopes(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
     """``||g||^2``.  (units,)"""
-    return partial_dot(group, shared_as(x, g), g, roles)
+    return partial_products(group, x, lambda name, block: [(rows(g, name, block),) * 2], roles)[0]
 
 
 def _curvatures(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
     """``<x^2, E[g^2]>``.  (units,)"""
-    entries = {s.param: precise(x[s.param]).abs().square() for s in group.with_role(*roles)}
-    return partial_dot(group, shared_as(x, entries), squares, roles)
+
+    def pair(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+        return [(rows(x, name, block).abs().square(), rows(squares, name, block))]
+
+    return partial_products(group, x, pair, roles)[0]
 
 
 def _scales(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:

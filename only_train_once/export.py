@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import io
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,8 +259,14 @@ def _size(dim: Any) -> Any:
 
 
 def _first_lines(error: BaseException) -> str:
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:3] if line.strip())
-    return f"{type(error).__name__}: {text[:300]}"
+    """What an exporter says, without its advice to itself; what it says of another error, that one says better."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])[:300]}"
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _with_a_batch(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -293,7 +300,7 @@ def _made(model: nn.Module, form: Format, target: Path, inputs: Inputs, tier: st
                 form.write(captured, written)
                 run = form.open(written)
         except Exception as error:
-            raise _Unfit(f"{form.tool}: {_first_lines(error)}") from error
+            raise _Unfit(f"{form.writer}: {_first_lines(error)}") from error
         tolerance = TOLERANCE.get(dtype_of(model) or torch.float32, TOLERANCE[torch.float32])
         worst = max(_compared(model, form, run, x, tolerance) for x in trials)
         notes = [f"{captured.names[place]} dim {dim}: {why}" for (place, dim), why in captured.fixed.items()]
@@ -436,6 +443,7 @@ class Format:
     Attributes:
         kind: its name here.
         tool: who runs it.
+        writer: who writes it.
         suffix: of its files.
         check: raises where a package or a compiler is missing.
         write: a captured program into a file.
@@ -445,6 +453,7 @@ class Format:
 
     kind: str
     tool: str
+    writer: str
     suffix: str
     check: Callable[[], None]
     write: Callable[[_Captured, Path], None]
@@ -503,6 +512,7 @@ def _open_onnx(path: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong comes as an exception
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
@@ -525,15 +535,15 @@ FORMATS: dict[str, Format] = {
     f.kind: f
     for f in (
         Format(
-            "torch_export", "torch.export", ".pt2", lambda: None, _write_program, _open_program,
+            "torch_export", "torch.export", "torch.export", ".pt2", lambda: None, _write_program, _open_program,
             "Where data decides what runs, write it with torch.where or torch.cond",
         ),
         Format(
-            "onnx", "ONNX Runtime", ".onnx", _need("onnx", "onnx", "onnxscript", "onnxruntime"), _write_onnx,
-            _open_onnx, "Try 'torch_export': it takes operators that ONNX lacks",
+            "onnx", "ONNX Runtime", "torch.onnx", ".onnx", _need("onnx", "onnx", "onnxscript", "onnxruntime"),
+            _write_onnx, _open_onnx, "Try 'torch_export': it takes operators that ONNX lacks",
         ),
         Format(
-            "aot", "AOTInductor", ".pt2", _compiler, _write_aot, _open_aot,
+            "aot", "AOTInductor", "AOTInductor", ".pt2", _compiler, _write_aot, _open_aot,
             "Try 'torch_export' first: what it cannot capture, nothing compiles",
         ),
     )

@@ -49,7 +49,7 @@ def load(out_dir: str | Path, build: Build | None = None, *, device: str | torch
         model = operated(full_model(build, manifest), manifest)
         extra: dict[str, Tensor] = {}
         for file, names in files.items():
-            _put(model, _read(directory / file, names, manifest, where, extra))
+            _put(model, read_tensors(directory / file, names, manifest, where, extra))
         extra_state.restore(model, manifest.extra_state, extra, manifest.path)
         requires_grad = {
             name: entry.requires_grad for first, entry in manifest.tensors.items() for name in (first, *entry.aliases)
@@ -73,7 +73,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
         raise ConfigurationError(f"device is {device!r}: give one as torch.device takes it ({error})") from error
 
 
-def _read(
+def read_tensors(
     path: Path, held: Iterable[str], manifest: Manifest, device: torch.device, extra: dict[str, Tensor]
 ) -> dict[tuple[str, ...], Tensor]:
     """What a file holds, by all the names of each tensor; tensors of extra state go into ``extra``."""
@@ -102,9 +102,13 @@ def _put(model: nn.Module, new: Mapping[tuple[str, ...], Tensor]) -> None:
 
 def full_model(build: Build | None, manifest: Manifest) -> nn.Module:
     """The full module, its tensors without the right values yet."""
-    path = manifest.path
     if build is None:
-        return builders.make(manifest.builder, len(manifest.tensors), path)
+        return builders.make(manifest.builder, len(manifest.tensors), str(manifest.path))
+    return made_by(build, str(manifest.path))
+
+
+def made_by(build: Build, path: str) -> nn.Module:
+    """What a constructor makes, on the meta device where it can, or a copy of a model."""
     if isinstance(build, nn.Module):
         return copy_module(build)
     try:

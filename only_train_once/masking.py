@@ -17,8 +17,9 @@ over the processes. What begins with ``partial_`` is this process's contribution
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -112,44 +113,109 @@ def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, 
     return out
 
 
-def _unit_sum(
-    group: PruningGroup, tensors: Tensors, entries: Callable[[str], Tensor], roles: Collection[Role]
-) -> Tensor:
-    """Per unit, this process's part of the sum of ``entries(name)`` over the unit's entries, each once.  (units,)"""
-    total: Tensor | None = None
+# -- sums over entries -----------------------------------------------------------------------------------------------
+
+_BLOCK = 1 << 17  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
+Pairs = Callable[[str, slice], Sequence[tuple[Tensor, Tensor]]]  # name, rows -> tensors to be multiplied
+
+
+def blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Rows of a tensor that are worked on together, in order; nothing larger than these is ever made."""
+    step = max(_BLOCK // max(math.prod(shape[1:]), 1), 1)
+    return (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def rows(tensors: Tensors, name: str, block: slice) -> Tensor:
+    """Some rows of the part of a tensor that is here, in a precision that holds sums."""
+    made = getattr(tensors, "rows", None)  # means are made when they are asked for
+    return precise(local(tensors[name])[block] if made is None else made(name, block))
+
+
+def inner_products(
+    shape: Sequence[int], kept: Collection[tuple[int, ...]], pairs: Callable[[slice], Sequence[tuple[Tensor, Tensor]]]
+) -> list[dict[tuple[int, ...], Tensor]]:
+    """Of each pair, the inner products over all dims but those kept, for each choice of dims that are.
+
+    Args:
+        shape: of the tensors.
+        kept: choices of dims, ascending.
+        pairs: rows -> pairs of tensors (real parts count for complex ones).
+    """
+    found: list[dict[tuple[int, ...], list[Tensor]]] = []
+    for block in blocks(shape):
+        for number, (x, y) in enumerate(pairs(block)):
+            if number == len(found):
+                found.append({dims: [] for dims in kept})
+            for dims in kept:
+                part, known = _reduce(x, y, dims), found[number][dims]
+                if 0 in dims or not known:
+                    known.append(part)
+                else:
+                    known[0] = known[0] + part
+    return [{d: parts[0] if len(parts) == 1 else torch.cat(parts) for d, parts in each.items()} for each in found]
+
+
+def _reduce(x: Tensor, y: Tensor, dims: Sequence[int]) -> Tensor:
+    """Inner products over all dims but ``dims``, which stay in order (real part for complex tensors)."""
+    if tuple(dims) == (0,) and x.dim() > 1:  # the usual case, in the fastest way
+        same = x is y
+        x = x.flatten(1)
+        if same:
+            return torch.linalg.vector_norm(x, dim=1).square()
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(dtype), y.flatten(1).to(dtype)
+        return torch.linalg.vecdot(y, x).real if x.is_complex() else torch.linalg.vecdot(x, y)
+    product = (x * y.conj()).real if x.is_complex() else x * y
+    rest = [d for d in range(product.dim()) if d not in dims]
+    return product.sum(dim=rest) if rest else product
+
+
+def partial_products(
+    group: PruningGroup, tensors: Tensors, pairs: Pairs, roles: Collection[Role] = (Role.ZERO,)
+) -> list[Tensor]:
+    """Of each pair, per unit this process's part of the inner product over the unit's entries, each once.  (units,)
+
+    ``tensors`` know shapes and who counts what.
+    """
+    totals: list[Tensor] = []
+
+    def add(number: int, part: Tensor) -> None:
+        if number == len(totals):
+            totals.append(part)
+        else:
+            totals[number] = totals[number] + part.to(totals[number].device)
+
     shares = shares_of(tensors)
     for name, slices in slices_by_tensor(group, roles).items():
         _check_shared(name, tensors)
-        values = entries(name)
-        if not shares.counts(name) or not values.numel():
-            nothing = values.new_zeros(group.size)  # of the same dtype in every process
-            total = nothing if total is None else total + nothing.to(total.device, total.dtype)
+        here = local(tensors[name])
+        if not shares.counts(name) or not here.numel():
+            for number, (x, _) in enumerate(pairs(name, slice(0, 0))):  # of the same dtype in every process
+                add(number, x.new_zeros(group.size, dtype=x.dtype.to_real()))
             continue
         dims = local_positions(slices, tensors[name])
-        for n in range(1, len(dims) + 1):
-            for subset in combinations(dims, n):
-                part = _gather(values, {d: dims[d] for d in subset})
-                part = part if n % 2 else -part
-                total = part if total is None else total + part.to(total.device, total.dtype)
-    if total is None:
+        kept = [subset for n in range(1, len(dims) + 1) for subset in combinations(dims, n)]
+        for number, found in enumerate(inner_products(here.shape, kept, partial(pairs, name))):
+            for subset in kept:  # inclusion and exclusion
+                part = _gather(found[subset], {d: dims[d] for d in subset})
+                add(number, part if len(subset) % 2 else -part)
+    if not totals:
         raise ConfigurationError(
             f"group {group.name!r} has no tensor slice with a role in {sorted(r.value for r in roles)}, so nothing "
             f"can be summed over its units"
         )
-    return total
+    return totals
 
 
-def _gather(values: Tensor, dims: Mapping[int, Positions]) -> Tensor:
-    """Per unit, the sum over the entries that lie in its positions in *all* of ``dims``.  (units,)"""
-    rest = [d for d in range(values.dim()) if d not in dims]
-    part = values.sum(dim=rest) if rest else values  # one dim left per entry of dims, in order
+def _gather(part: Tensor, dims: Mapping[int, Positions]) -> Tensor:
+    """Per unit, the sum over what lies in its positions in *all* of ``dims``, which ``part`` has in order.  (units,)"""
     n, index, once = len(dims), [], []
     for k, positions in enumerate(dims.values()):
         shape = [-1] + [1] * n
         shape[k + 1] = positions.index.shape[1]
-        index.append(torch.from_numpy(positions.index).to(values.device).view(shape))
+        index.append(torch.from_numpy(positions.index).to(part.device).view(shape))
         if not positions.once.all():
-            once.append(torch.from_numpy(positions.once).to(values.device).view(shape))
+            once.append(torch.from_numpy(positions.once).to(part.device).view(shape))
     part = part[tuple(index)]  # (units, positions in dim 1, ...)
     for keep in once:
         part = torch.where(keep, part, 0)  # what is away is no factor of 0: it may be NaN
@@ -168,11 +234,11 @@ def precise(tensor: Tensor) -> Tensor:
 def partial_dot(group: PruningGroup, a: Tensors, b: Tensors, roles: Collection[Role] = (Role.ZERO,)) -> Tensor:
     """This process's part of `unit_dot`.  (units,)"""
 
-    def entries(name: str) -> Tensor:
-        x, y = precise(local(a[name])), precise(local(b[name]))
-        return (x * y.conj()).real if x.is_complex() else x * y
+    def pair(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+        x = rows(a, name, block)
+        return [(x, x if b is a else rows(b, name, block))]
 
-    return _unit_sum(group, a, entries, roles)
+    return partial_products(group, a, pair, roles)[0]
 
 
 def _check_shared(name: str, tensors: Tensors) -> None:
@@ -228,14 +294,13 @@ def partial_live(group: PruningGroup, tensors: Tensors, roles: Collection[Role] 
     largest: Tensor | None = None
     for name, slices in slices_by_tensor(group, roles).items():
         _check_shared(name, tensors)
-        values = local(tensors[name]).detach().abs()
+        values = local(tensors[name]).detach()
         if not values.numel():
-            part = values.new_zeros(group.size)
+            part = values.new_zeros(group.size, dtype=values.dtype.to_real())
             largest = part if largest is None else largest
             continue
         for dim, positions in local_positions(slices, tensors[name]).items():
-            rest = [d for d in range(values.dim()) if d != dim]
-            part = values.amax(dim=rest) if rest else values
+            part = _largest(values, dim)
             part = part[torch.from_numpy(positions.index).to(values.device)]
             if not positions.once.all():
                 part = torch.where(torch.from_numpy(positions.once).to(values.device), part, 0)
@@ -243,6 +308,16 @@ def partial_live(group: PruningGroup, tensors: Tensors, roles: Collection[Role] 
             largest = part if largest is None else torch.maximum(largest, part.to(largest.device, largest.dtype))
     assert largest is not None
     return largest.ne(0).to(torch.int32)
+
+
+def _largest(values: Tensor, dim: int) -> Tensor:
+    """The largest size of an entry at every position of a dim."""
+    rest = [d for d in range(values.dim()) if d != dim]
+    parts = []
+    for block in blocks(values.shape):
+        size = values[block].abs()
+        parts.append(size.amax(dim=rest) if rest else size)
+    return torch.cat(parts) if dim == 0 else torch.stack(parts).amax(0)
 
 
 def zero_units(groups: Iterable[PruningGroup], tensors: Tensors) -> dict[str, NDArray[np.int64]]:
@@ -319,6 +394,13 @@ class Region:
         tensor = local(tensor)
         for dim, positions in self._on(tensor.device).items():
             tensor.index_fill_(dim, positions, 0)
+
+    def zero_rows_(self, part: Tensor, first: int) -> None:
+        """The same in some rows of the part of the tensor that is here, which begin with row ``first``."""
+        for dim, positions in self.index.items():
+            if dim == 0:
+                positions = positions[(positions >= first) & (positions < first + part.shape[0])] - first
+            part.index_fill_(dim, positions.to(part.device), 0)
 
 
 def regions(

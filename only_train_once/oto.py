@@ -43,6 +43,7 @@ from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
 from .sensitivity import Sensitivity, analyse
 from .sharding import gather_into, is_running, is_spread, plainly_named
+from .speed import measure_speed
 from .suggest import Suggestion, suggest
 from .surgery import staying_at_zero, whole_multiples, zero_units
 from .trace import trace
@@ -135,6 +136,18 @@ class Subnet:
         of the analysis where none are given.
         """
         return export_model(self.model, kind, path, inputs=self._inputs(inputs), dynamic=dynamic)
+
+    def measure_speed(self, full: nn.Module, *, inputs: Any = None, **options: Any) -> SubnetReport:
+        """Time the subnet and the model it was cut from in turns; the report returned, and kept, has the rows.
+
+        Args:
+            full: the model before.
+            **options: backends, batch sizes, threads; see :func:`speed.measure_speed`.
+        """
+        speed = measure_speed(full, self.model, self._inputs(inputs), **options)
+        notes = (*self.report.notes, *(n for n in speed.notes if n not in self.report.notes))
+        self.report = replace(self.report, latency=speed.latency, slow_layers=speed.slow_layers, notes=notes)
+        return self.report
 
     def _inputs(self, inputs: Any) -> Any:
         if inputs is None and self.inputs is None:

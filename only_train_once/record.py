@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigurationError
 
 Runs: TypeAlias = "tuple[tuple[int, int], ...]"
 """Sorted positions as half-open intervals: (0, 3), (5, 6) are 0, 1, 2, 5."""
@@ -36,6 +36,7 @@ NORM_KINDS = (
     "response",
 )  # see `surgery._NORM_CHANGES`
 _LARGEST = 2**53  # sizes beyond it are no sizes; JSON readers would also round them
+_FEW = 2**20
 
 
 def to_runs(positions: Iterable[int]) -> Runs:
@@ -71,11 +72,13 @@ class TensorCut:
         shape: in the full model.
         kept: dim -> positions that stay, for the dims that are cut.
         aliases: the other names of a tied tensor.
+        follow: dim -> of the positions that left, those that did not have to be zero for it.
     """
 
     shape: tuple[int, ...]
     kept: Mapping[int, Runs]
     aliases: tuple[str, ...] = ()
+    follow: Mapping[int, Runs] = field(default_factory=dict)
 
     @property
     def new_shape(self) -> tuple[int, ...]:
@@ -138,6 +141,29 @@ class SurgeryRecord:
     sizes: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def kept(self, name: str) -> dict[int, NDArray[np.int64]]:
+        """Dim -> which positions of the full tensor are still there, in order; dims that are whole are left out.
+
+        Example::
+
+            >>> cut = TensorCut((4, 8), {1: ((0, 2), (5, 6))})
+            >>> SurgeryRecord(tensors={"fc.weight": cut}).kept("fc.weight")
+            {1: array([0, 1, 5])}
+
+        Args:
+            name: of a parameter or buffer that lost something, by any of its names; see ``tensors``.
+        """
+        cuts = {each: cut for first, cut in self.tensors.items() for each in (first, *cut.aliases)}
+        return {dim: from_runs(runs) for dim, runs in _looked_up(cuts, name, "tensor").kept.items()}
+
+    def removed_units(self, group: str) -> NDArray[np.int64]:
+        """Units of a group that left, by the numbers they had in the full model."""
+        return from_runs(_looked_up(self.removed, group, "group"))
+
+    def kept_units(self, group: str) -> NDArray[np.int64]:
+        """Units of a group that are still there, by the numbers they had: the first of them is now unit 0."""
+        return np.setdiff1d(np.arange(self.sizes[group], dtype=np.int64), self.removed_units(group))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; ``from_dict`` reads them back."""
         return {
@@ -147,6 +173,7 @@ class SurgeryRecord:
                     "shape": list(cut.shape),
                     "kept": {str(dim): [list(run) for run in runs] for dim, runs in cut.kept.items()},
                     "aliases": list(cut.aliases),
+                    "follow": {str(dim): [list(run) for run in runs] for dim, runs in cut.follow.items()},
                 }
                 for name, cut in self.tensors.items()
             },
@@ -177,13 +204,9 @@ class SurgeryRecord:
             shape = tuple(_size(n, f"{where}.shape") for n in _typed(entry.get("shape"), list, f"{where}.shape"))
             if len(shape) > 64 or math.prod(max(n, 1) for n in shape) > _LARGEST:
                 raise CheckpointError(f"{where}.shape is that of no tensor: {str(list(shape))[:100]}")
-            kept = {}
-            for dim, runs in _typed(entry.get("kept"), dict, f"{where}.kept").items():
-                at = f"{where}.kept[{dim!r}]"
-                if dim not in {str(d) for d in range(len(shape))}:
-                    raise CheckpointError(f"{at}: the tensor has dims 0 to {len(shape) - 1}")
-                kept[int(dim)] = _runs(runs, shape[int(dim)], at)
-            tensors[name] = TensorCut(shape, kept, _names(entry.get("aliases"), f"{where}.aliases"))
+            kept = _runs_by_dim(entry.get("kept"), shape, f"{where}.kept")
+            follow = _runs_by_dim(entry.get("follow", {}), shape, f"{where}.follow")
+            tensors[name] = TensorCut(shape, kept, _names(entry.get("aliases"), f"{where}.aliases"), follow)
         attributes = {}
         for path, pair in _typed(top.get("attributes"), dict, "record.attributes").items():
             where = f"record.attributes[{path!r}]"
@@ -197,8 +220,11 @@ class SurgeryRecord:
             path: _norm_change(entry, f"record.norms[{path!r}]")
             for path, entry in _typed(top.get("norms"), dict, "record.norms").items()
         }
+        # A group has no more units than what it cuts has places.
+        most = max([_FEW, *(n for cut in tensors.values() for n in cut.shape), *(a.full for a in attributes.values())])
         sizes = {
-            name: _size(n, f"record.sizes[{name!r}]") for name, n in _typed(top.get("sizes"), dict, "sizes").items()
+            name: _size(n, f"record.sizes[{name!r}]", high=most)
+            for name, n in _typed(top.get("sizes"), dict, "sizes").items()
         }
         removed = {}
         for name, runs in _typed(top.get("removed"), dict, "record.removed").items():
@@ -220,6 +246,15 @@ class SurgeryRecord:
         return "\n".join(lines) or "nothing removed"
 
 
+def _looked_up(table: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        known = ", ".join(list(table)[:5]) or "none"
+        raise ConfigurationError(
+            f"no {what} {name!r} lost anything; it is whole, or there is none. Those that did: {known}"
+        )
+    return table[name]
+
+
 def _typed(value: object, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
         raise CheckpointError(f"{where} is a {type(value).__name__}, expected a {kind.__name__}: damaged or foreign")
@@ -234,6 +269,15 @@ def _size(value: object, where: str, low: int = 0, high: int = _LARGEST) -> int:
 
 def _names(value: object, where: str) -> tuple[str, ...]:
     return tuple(_typed(name, str, where) for name in _typed(value, list, where))
+
+
+def _runs_by_dim(value: object, shape: tuple[int, ...], where: str) -> dict[int, Runs]:
+    found = {}
+    for dim, runs in _typed(value, dict, where).items():
+        if dim not in {str(d) for d in range(len(shape))}:
+            raise CheckpointError(f"{where}[{dim!r}]: the tensor has dims 0 to {len(shape) - 1}")
+        found[int(dim)] = _runs(runs, shape[int(dim)], f"{where}[{dim!r}]")
+    return found
 
 
 def _runs(value: object, size: int, where: str) -> Runs:

@@ -9,7 +9,7 @@ import gc
 import io
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -76,6 +76,7 @@ class Latency:
         spread_before, spread_after: interquartile ranges of the same, in seconds.
         ratio: median over the rounds of full / subnet; above 1 the subnet is faster.
         rounds: how many rounds the medians are over.
+        memory_before, memory_after: bytes at the peak of one pass, weights included; None where nobody can tell.
     """
 
     label: str
@@ -85,6 +86,34 @@ class Latency:
     spread_after: float
     ratio: float
     rounds: int
+    memory_before: int | None = None
+    memory_after: int | None = None
+
+
+@dataclass(frozen=True)
+class SlowLayer:
+    """A layer whose time fell less than its FLOPs, or that has none.
+
+    Attributes:
+        name: path of the module; its time is without that of modules inside it.
+        kind: class of the module.
+        flops_before, flops_after: of one pass.
+        seconds_before, seconds_after: medians.
+        why: what explains it.
+    """
+
+    name: str
+    kind: str
+    flops_before: int
+    flops_after: int
+    seconds_before: float
+    seconds_after: float
+    why: str
+
+    def __str__(self) -> str:
+        time = f"{self.seconds_after / self.seconds_before:.0%} of its time"
+        share = f"{self.flops_after / self.flops_before:.0%} of its FLOPs and " if self.flops_before else ""
+        return f"{self.name or '<model>'} ({self.kind}) kept {share}{time}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +133,7 @@ class SubnetReport:
         bytes_on_disk: size of the saved tensors, once saved.
         path: where it was saved.
         latency: measurements, if any were made.
+        slow_layers: layers that did not get faster as their FLOPs fell, slowest first, if that was measured.
         notes: anything else a reader should know.
     """
 
@@ -120,6 +150,7 @@ class SubnetReport:
     bytes_on_disk: int | None = None
     path: str | None = None
     latency: tuple[Latency, ...] = ()
+    slow_layers: tuple[SlowLayer, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -148,6 +179,7 @@ class SubnetReport:
             )
             values["groups"] = tuple(GroupOutcome(**d) for d in data["groups"])
             values["latency"] = tuple(Latency(**d) for d in data["latency"])
+            values["slow_layers"] = tuple(SlowLayer(**d) for d in data.get("slow_layers", ()))
             values["notes"] = tuple(map(str, data["notes"]))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -162,6 +194,7 @@ class SubnetReport:
             parts.append(changed)
         if self.latency:
             parts.append(latency_table(self.latency))
+        parts.extend(Text(str(layer)) for layer in self.slow_layers)
         frozen = [g for g in self.groups if g.reason is not None]
         if frozen:
             parts.append(_frozen_table(frozen))
@@ -217,16 +250,24 @@ def _frozen_table(frozen: Sequence[GroupOutcome]) -> Table:
 
 
 def latency_table(rows: Sequence[Latency]) -> Table:
-    """Measurements as a table: median and interquartile range in milliseconds."""
-    table = Table("latency", "full", "subnet", "full / subnet", title_justify="left")
+    """Measurements as a table: median and interquartile range in milliseconds, and memory at the peak if known."""
+    known = any(row.memory_before is not None for row in rows)
+    memory = ["memory, full", "subnet"] if known else []
+    table = Table("latency", "full", "subnet", "full / subnet", *memory, title_justify="left")
     for row in rows:
+        peaks = [_mebibytes(row.memory_before), _mebibytes(row.memory_after)] if known else []
         table.add_row(
             row.label,
             f"{row.before * 1e3:.3f} ms (IQR {row.spread_before * 1e3:.3f})",
             f"{row.after * 1e3:.3f} ms (IQR {row.spread_after * 1e3:.3f})",
             f"{row.ratio:.2f}",
+            *peaks,
         )
     return table
+
+
+def _mebibytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.1f} MiB"
 
 
 def render(renderable: RenderableType, width: int = PRINTED_WIDTH) -> str:
@@ -337,39 +378,46 @@ def measure_latency(
     The order changes from round to round, and the ratio is taken within rounds before its median is. A round
     repeats the pass until it takes a few milliseconds, so that the clock's resolution does not matter.
     """
+    with observing(full), observing(subnet):
+        return in_turns(lambda: call_model(full, inputs), lambda: call_model(subnet, inputs), label, rounds, warmup)
+
+
+def in_turns(
+    before: Callable[[], object], after: Callable[[], object], label: str, rounds: int = 30, warmup: int = 3
+) -> Latency:
+    """Time two calls in turns, see `measure_latency`."""
     if rounds < 2:
         raise ConfigurationError(f"rounds={rounds}: at least 2 are needed for a spread")
-    models = (full, subnet)
+    calls = (before, after)
 
-    def seconds(model: nn.Module, repeats: int) -> float:
+    def seconds(call: Callable[[], object], repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
-            call_model(model, inputs)
+            call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / repeats
 
-    with observing(full), observing(subnet):
-        for model in models:
-            for _ in range(warmup):
-                call_model(model, inputs)
-        repeats = max(1, min(50, round(5e-3 / max(seconds(full, 1), 1e-6))))
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            times: list[tuple[float, float]] = []
-            for turn in range(rounds):
-                pair = [0.0, 0.0]
-                for position in (0, 1) if turn % 2 == 0 else (1, 0):
-                    pair[position] = seconds(models[position], repeats)
-                times.append((pair[0], pair[1]))
-        finally:
-            if collecting:
-                gc.enable()
-    before, spread_before = _quartiles([a for a, _ in times])
-    after, spread_after = _quartiles([b for _, b in times])
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    repeats = max(1, min(50, round(5e-3 / max(seconds(before, 1), 1e-6))))
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        times: list[tuple[float, float]] = []
+        for turn in range(rounds):
+            pair = [0.0, 0.0]
+            for position in (0, 1) if turn % 2 == 0 else (1, 0):
+                pair[position] = seconds(calls[position], repeats)
+            times.append((pair[0], pair[1]))
+    finally:
+        if collecting:
+            gc.enable()
+    first, spread_before = _quartiles([a for a, _ in times])
+    second, spread_after = _quartiles([b for _, b in times])
     ratio = statistics.median(a / b for a, b in times)
-    return Latency(label, before, after, spread_before, spread_after, ratio, rounds)
+    return Latency(label, first, second, spread_before, spread_after, ratio, rounds)
 
 
 def with_file(report: SubnetReport, path: str, size: int) -> SubnetReport:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
@@ -214,8 +214,15 @@ def plan(
             norm_sites[name] = (dim, ~mask)
         else:
             cuts.setdefault(name, {})[dim] = to_runs(np.flatnonzero(~mask))
+    zeroed = removed_positions(by_name, units, first, (Role.ZERO, Role.CONSUMER))
+    follow: dict[str, dict[int, Runs]] = {}
+    for (role, name, dim), mask in gone.items():
+        if role.is_tensor:
+            free = np.flatnonzero(mask & ~zeroed.get((role, name, dim), np.zeros_like(mask)))
+            if len(free):
+                follow.setdefault(name, {})[dim] = to_runs(free)
     record_tensors = {
-        name: TensorCut(tuple(tensors[name].shape), dict(sorted(kept.items())), aliases[name])
+        name: TensorCut(tuple(tensors[name].shape), dict(sorted(kept.items())), aliases[name], follow.get(name, {}))
         for name, kept in cuts.items()
     }
     rescaling = _Rescaling(rescale_norms, fold_norms)
@@ -241,12 +248,15 @@ def slice_key(s: ParamSlice, first: Mapping[str, str]) -> SliceKey:
 
 
 def removed_positions(
-    groups: Mapping[str, PruningGroup], units: Mapping[str, NDArray[np.int64]], first: Mapping[str, str]
+    groups: Mapping[str, PruningGroup],
+    units: Mapping[str, NDArray[np.int64]],
+    first: Mapping[str, str],
+    roles: Collection[Role] = tuple(Role),
 ) -> dict[SliceKey, NDArray[np.bool_]]:
-    """(length,) mask of what some group removes, for every dim that loses anything."""
+    """(length,) mask of what some group removes by slices of some roles, for every dim that loses anything."""
     gone: dict[SliceKey, NDArray[np.bool_]] = {}
     for name, chosen in units.items():
-        for s in groups[name].slices:
+        for s in groups[name].with_role(*roles):
             gone.setdefault(slice_key(s, first), np.zeros(s.length, dtype=bool))[s.index[chosen].ravel()] = True
     return gone
 
@@ -645,7 +655,7 @@ def _rescale(module: Any, norm: NormChange) -> None:
     weight = module.weight
     with torch.no_grad():
         if weight.device.type != "meta":
-            weight.copy_(_rescaled(weight, norm.offset, norm.full_width / norm.width))
+            weight.copy_(rescaled(weight, norm.offset, norm.full_width / norm.width))
     setattr(module, str(norm.eps_name), norm.eps)
 
 
@@ -680,7 +690,8 @@ def _eps(module: nn.Module, name: str | None) -> float | None:
     return value
 
 
-def _rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
+def rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
+    """What a weight becomes when the mean square is taken over another number; 1 / ratio undoes it."""
     return (weight.detach().double() + offset) * math.sqrt(ratio) - offset
 
 
@@ -831,7 +842,7 @@ def _exact_in_dtype(weight: Tensor, offset: int, ratio: float) -> bool:
     """Whether the rescaled weight survives its dtype: float64, or a ratio whose root is a power of two."""
     if weight.device.type == "meta":
         return weight.dtype is torch.float64
-    exact = _rescaled(weight, offset, ratio)
+    exact = rescaled(weight, offset, ratio)
     error = (exact.to(weight.dtype).double() - exact).abs().max()
     return bool(error <= 1e-13 * (exact + offset).abs().max())
 

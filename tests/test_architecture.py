@@ -20,8 +20,9 @@ ORDER = [
     *("labels", "rules", "axes", "multiples", "activations", "products", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim", "recipe"),
     *("norms", "record", "surgery", "verify", "exact", "cutting"),
-    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "stock"),
-    *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "cli", "oto", "__init__"),
+    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "inflate", "stock"),
+    *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "speed"),
+    *("cli", "oto", "__init__"),
 ]
 
 FILES = sorted(PACKAGE.rglob("*.py"))

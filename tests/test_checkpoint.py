@@ -167,12 +167,6 @@ def test_the_report_is_kept(saved: tuple[Path, nn.Module]) -> None:
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
-    class Extra(nn.Linear):
-        def get_extra_state(self) -> Any:
-            return object()
-
-    with pytest.raises(CheckpointError, match="'1' \\(Extra\\) keeps extra state"):
-        save(nn.Sequential(nn.ReLU(), Extra(2, 2)), SurgeryRecord(), {}, tmp_path)
     with pytest.raises(CheckpointError, match="'weight' is on the meta device"):
         save(nn.Linear(2, 2, device="meta"), SurgeryRecord(), {}, tmp_path)
     with pytest.raises(CheckpointError, match="report of the subnet is no JSON"):

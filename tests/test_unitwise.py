@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from only_train_once import masking
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
 from only_train_once.masking import unit_dot
-from only_train_once.unitwise import Units
+from only_train_once.unitwise import Sum, Units
 
 Z = Role.ZERO
 
@@ -53,7 +54,10 @@ def test_dot_is_the_sum_over_each_units_entries() -> None:
     torch.testing.assert_close(found, torch.cat([unit_dot(g, a, b) for g in GROUPS]), rtol=1e-12, atol=0)
     scale = {"square": 2.0, "shared": 3.0, "bias": torch.tensor(0.5, dtype=torch.float64)}
     scaled = units.dot(a, {n: t * scale[n] for n, t in b.items()})
-    torch.testing.assert_close(units.dot(a, b, scale), scaled, rtol=1e-12, atol=1e-15)
+    pairs = lambda name, block: [(b[name][block],) * 2, (a[name][block], b[name][block])]  # noqa: E731
+    square, both = units.dots(pairs, [Sum(0), Sum(1, scale)])
+    torch.testing.assert_close(both, scaled, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(square, units.square(b), rtol=1e-12, atol=1e-15)
     half = {n: t.bfloat16() for n, t in a.items()}
     assert units.square(half).dtype == torch.float32
 
@@ -63,32 +67,61 @@ def test_add_scale_and_zero_reach_each_units_entries_once() -> None:
     units = Units(GROUPS, start)
     coefficient = torch.linspace(-1, 2, units.count, dtype=torch.float64)
     flags = torch.tensor([True, False, False, True, False, False, True, False])
+    others = torch.tensor([False, True, False, False, False, True, False, False])
     rates = {"square": 0.5, "shared": torch.tensor(2.0, dtype=torch.float64), "bias": 1.0}
 
-    added, scaled, zeroed, copied = ({n: t.clone() for n, t in start.items()} for _ in range(4))
-    units.add_(added, direction, coefficient, rates)
+    added, scaled, zeroed, copied, shrunk = ({n: t.clone() for n, t in start.items()} for _ in range(5))
+    units.change_(added, direction, coefficient, rates)
     units.scale_(scaled, dict.fromkeys(SHAPES, coefficient))
     units.zero_(zeroed, flags)
-    units.copy_(copied, direction, flags)
+    units.change_(copied, direction, coefficient, rates, back=flags, zero=others)
+    units.scale_(shrunk, dict.fromkeys(SHAPES, coefficient), zero=others)
     for name in SHAPES:
-        more, factor, gone = (
-            torch.zeros(SHAPES[name]).double(),
-            torch.ones(SHAPES[name]).double(),
-            torch.zeros(SHAPES[name]),
-        )
+        more, factor = torch.zeros(SHAPES[name]).double(), torch.ones(SHAPES[name]).double()
+        gone, hidden = torch.zeros(SHAPES[name]), torch.zeros(SHAPES[name])
         for unit, mask in enumerate(masks(name)):
             more[mask] += rates[name] * coefficient[unit] * direction[name][mask]
             factor[mask] *= coefficient[unit]
             gone[mask] += float(flags[unit])
+            hidden[mask] += float(others[unit])
         torch.testing.assert_close(added[name], start[name] + more, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(scaled[name], start[name] * factor, rtol=1e-12, atol=0)
         assert torch.equal(zeroed[name], start[name].where(gone == 0, 0))
-        assert torch.equal(copied[name], start[name].where(gone == 0, direction[name]))
+        put_back = start[name].where(gone == 0, direction[name]) + more
+        torch.testing.assert_close(copied[name], put_back.where(hidden == 0, 0), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(shrunk[name], (start[name] * factor).where(hidden == 0, 0), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            units.scaled(name, coefficient)(start[name][1:], slice(1, None)), scaled[name][1:], rtol=1e-12, atol=0
+        )
 
 
 def test_units_are_counted_by_group() -> None:
     units = Units(GROUPS, values(0))
     assert units.count_by_group(torch.tensor([1, 0, 1, 0, 0, 1, 1, 1]).bool()).tolist() == [2, 0, 3]
+
+
+def test_entries_of_two_units_are_known() -> None:
+    assert Units(GROUPS, values(0)).apart == {"bias"}
+    heads = PruningGroup("heads", Kind.HEAD, (_slice("bias", 0, [[0], [1]], 2),))
+    assert Units([heads], values(0)).apart == {"bias"}
+    assert Units([heads, GROUPS[1]], values(0)).apart == {"shared"}  # bias belongs to a unit of each
+
+
+def test_a_tensor_is_walked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers do not depend on how many rows are done at a time."""
+    a, b = values(0), values(1)
+    units = Units(GROUPS, a)
+    whole, changed = units.dot(a, b), {n: t.clone() for n, t in a.items()}
+    arguments = (b, torch.linspace(-1, 2, 8).double(), dict.fromkeys(SHAPES, 0.5))
+    flags = torch.tensor([True, False, False, True, False, False, True, False])
+    units.change_(changed, *arguments, back=flags.roll(1), zero=flags)
+    monkeypatch.setattr(masking, "_BLOCK", 3)
+    assert len(list(masking.blocks(SHAPES["square"]))) == 4
+    torch.testing.assert_close(units.dot(a, b), whole, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(torch.cat([unit_dot(g, a, b) for g in GROUPS]), whole, rtol=1e-12, atol=1e-15)
+    units.change_(a, *arguments, back=flags.roll(1), zero=flags)
+    for name in SHAPES:
+        assert torch.equal(a[name], changed[name])
 
 
 def test_only_the_tensors_asked_for() -> None:

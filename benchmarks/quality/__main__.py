@@ -9,6 +9,7 @@ A run that is in the file already is skipped, so that this can be stopped and ca
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import platform
@@ -95,20 +96,18 @@ def main() -> None:
     torch.set_num_threads(1)
     out = options.out or (RESULTS if options.split == "test" else ABLATION)
     everyone = {**COMPETITORS, **VARIANTS}
-    for name in options.task:
-        task = TASKS[name]()
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for budget in options.budget:
-                for level in options.levels:
-                    for competitor in options.competitor:
-                        at = 1.0 if competitor == "dense" else level
-                        asked = (name, competitor, at, seed, budget, options.split)
-                        if asked in known(out):
-                            continue
-                        found = measured(task, everyone[competitor], Asked(task, at, seed, budget), options.split)
-                        with out.open("a") as file:
-                            file.write(json.dumps({**dict(zip(KEYS, asked, strict=True)), **found}) + "\n")
-                        print(*asked, found["score"], found["training_flops"], found["flops"], found["seconds"])
+    tasks = {name: TASKS[name]() for name in options.task}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    asked = itertools.product(seeds, tasks, options.budget, options.levels, options.competitor)
+    for seed, name, budget, level, competitor in asked:
+        at = 1.0 if competitor == "dense" else level
+        run = (name, competitor, at, seed, budget, options.split)
+        if run in known(out):
+            continue
+        found = measured(tasks[name], everyone[competitor], Asked(tasks[name], at, seed, budget), options.split)
+        with out.open("a") as file:
+            file.write(json.dumps({**dict(zip(KEYS, run, strict=True)), **found}) + "\n")
+        print(*run, found["score"], found["training_flops"], found["flops"], found["seconds"], flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,5 @@ VARIANTS: dict[str, Competitor] = {
     "Fisher": _with(criteria="fisher_diagonal"),
     "Taylor, first order": _with(criteria="taylor_first_order"),
     "HESSO's five terms": _with(criteria="default"),
-    "tp_magnitude, budget": functools.partial(peers.cut_once, schedule="budget"),
-    "tp_magnitude, steps": functools.partial(peers.cut_once, schedule="steps"),
+    "tp_magnitude, schedule by budget": functools.partial(peers.cut_once, schedule="budget"),
 }

@@ -1,6 +1,6 @@
 """Torch-Pruning, from its package (``pip install only_train_once[bench]``).
 
-Each trains the full network, cuts it with a ratio that is the same for all layers (its default) and found by bisection,
+Each trains the full network, cuts it with a ratio that is the same for all layers (its default) and found by search,
 and trains what is left. The parts of the budget are shares of it: half of the FLOPs before and half after the cut, or
 half of the steps.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from benchmarks.quality.task import RISE, Task, nearest
+from benchmarks.quality.task import NEAR, RISE, Task
 from benchmarks.quality.training import Run
 
 if TYPE_CHECKING:
@@ -23,7 +24,28 @@ if TYPE_CHECKING:
 TAYLOR_BATCHES = 16
 
 
-def pruner(task: Task, model: nn.Module, importance: str, ratio: float, steps: int = 1, **options: Any) -> Any:
+@dataclass(frozen=True)
+class Cut:
+    """A ratio, and one a little lower for the first layers, because a ratio alone gives sizes that are far apart.
+
+    Attributes:
+        ratio: of most layers.
+        lower: of the first ``layers`` convolutions and linear layers.
+        share: FLOPs that are left.
+    """
+
+    ratio: float
+    lower: float
+    layers: int = 0
+    share: float = 1.0
+
+
+def layers_of(task: Task, model: nn.Module) -> list[nn.Module]:
+    kept = {id(m) for k in task.kept(model) for m in k.modules()}
+    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and id(m) not in kept]
+
+
+def pruner(task: Task, model: nn.Module, importance: str, cut: Cut, steps: int = 1, **options: Any) -> Any:
     """A pruner of the package for a network."""
     import torch_pruning as tp
 
@@ -36,13 +58,14 @@ def pruner(task: Task, model: nn.Module, importance: str, ratio: float, steps: i
             model,
             task.example,
             importance=score(),
-            pruning_ratio=ratio,
+            pruning_ratio=cut.ratio,
+            pruning_ratio_dict=dict.fromkeys(layers_of(task, model)[: cut.layers], cut.lower),
             iterative_steps=steps,
             ignored_layers=task.kept(model),
             num_heads=heads,
             prune_num_heads=bool(heads),
             prune_head_dims=not heads,
-            head_pruning_ratio=min(ratio, 1 - 1 / max(heads.values())) if heads else 0.0,  # one is left
+            head_pruning_ratio=min(cut.ratio, 1 - 1 / max(heads.values())) if heads else 0.0,  # one is left
             in_channel_groups={},
             out_channel_groups={},
             **options,
@@ -50,21 +73,25 @@ def pruner(task: Task, model: nn.Module, importance: str, ratio: float, steps: i
 
 
 @functools.cache
-def ratio_for(task: Task, level: float) -> tuple[float, float]:
-    """The ratio at which the network costs ``level`` of the full one, or as little more as can be, and what it costs."""
+def cut_for(task: Task, level: float) -> Cut:
+    """What leaves ``level`` of the FLOPs, or as little more as can be; found by trying it on fresh weights."""
     full = task.build(1.0)
-    low, high, found = 0.0, 1.0, {}
-    for _ in range(12):
-        ratio = (low + high) / 2
+
+    def tried(cut: Cut) -> Cut:
         model = copy.deepcopy(full)
-        pruner(task, model, "magnitude", ratio).step()
-        found[ratio] = task.share(model)
-        low, high = (ratio, high) if found[ratio] > level else (low, ratio)
-    return nearest(found, level)
+        pruner(task, model, "magnitude", cut).step()
+        return replace(cut, share=task.share(model))
+
+    low, high, found = 0.0, 1.0, []
+    for _ in range(12):
+        found.append(tried(Cut((low + high) / 2, 0.0)))
+        low, high = (found[-1].ratio, high) if found[-1].share >= NEAR * level else (low, found[-1].ratio)
+    found += [tried(Cut(high, low, n)) for n in range(len(layers_of(task, full)))]
+    return min((cut for cut in found if cut.share >= NEAR * level), key=lambda cut: cut.share)
 
 
 def cut_once(
-    asked: Asked, importance: str = "magnitude", before: float = 0.5, schedule: str = "each", reg: float = 0.0
+    asked: Asked, importance: str = "magnitude", before: float = 0.5, schedule: str = "steps", reg: float = 0.0
 ) -> tuple[nn.Module, Run]:
     """Train, cut, train on.
 
@@ -76,8 +103,9 @@ def cut_once(
     """
     task = asked.task
     model, run = asked.fresh(), Run(task, asked.seed)
-    ratio, level = ratio_for(task, asked.level)
-    made = pruner(task, model, importance, ratio, **({"reg": reg} if importance == "norm" else {}))
+    cut = cut_for(task, asked.level)
+    level = cut.share
+    made = pruner(task, model, importance, cut, **({"reg": reg} if importance == "norm" else {}))
     penalty = made.regularize if importance == "norm" else None
     one, two = asked.steps(before, 1.0), asked.steps(1 - before, level)
     middle = {"each": None, "budget": before, "steps": one / (one + two)}[schedule]
@@ -107,8 +135,7 @@ def cut_often(
     """Train, cut a little and train on, several times, and train on."""
     task = asked.task
     model, run = asked.fresh(), Run(task, asked.seed)
-    ratio, _ = ratio_for(task, asked.level)
-    made = pruner(task, model, importance, ratio, times)
+    made = pruner(task, model, importance, cut_for(task, asked.level), times)
     run.train(model, task.optimizer(model.parameters()), asked.steps(before, 1.0), (0.0, before), RISE)
     at = before
     for number in range(times):
@@ -122,6 +149,7 @@ def cut_often(
 
 COMPETITORS: dict[str, Competitor] = {
     "tp_magnitude": cut_once,
+    "tp_magnitude_twice": functools.partial(cut_once, schedule="each"),
     "tp_taylor": functools.partial(cut_once, importance="taylor"),
     "tp_group_norm": functools.partial(cut_once, importance="norm", reg=1e-4),
     "tp_iterative": cut_often,

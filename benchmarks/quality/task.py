@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from only_train_once.flops import count_flops
 
 Batch = Any
+NEAR = 0.99  # a competitor's network has at least so much of the FLOPs asked for
 RISE = 0.05  # of the steps of the dense training: so many let the learning rate rise, in every training
 
 
@@ -81,7 +82,7 @@ class Task:
 
 def nearest(found: Mapping[float, float], left: float) -> tuple[float, float]:
     """The entry with the least value that is not below ``left``, but for 1 % of it."""
-    return min(((value, key) for key, value in found.items() if value >= 0.99 * left), default=(1.0, 1.0))[::-1]
+    return min(((value, key) for key, value in found.items() if value >= NEAR * left), default=(1.0, 1.0))[::-1]
 
 
 def flops(model: nn.Module, example: Any) -> int:

@@ -32,15 +32,17 @@ from torch.optim import Optimizer
 
 from only_train_once.errors import NumericalError
 from only_train_once.groups import Role
+from only_train_once.masking import rows
 from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, share
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import learning_rates, shrinkage
-from only_train_once.optim.hspg import half_space_step, prox_step
+from only_train_once.optim.hspg import half_space_step, prox_step, shrunk_by
 from only_train_once.optim.method import Companions, register_method
 from only_train_once.optim.scoring import Scoring
 from only_train_once.optim.stages import Staged
 from only_train_once.optim.state import damaged, saved_count
-from only_train_once.sharding import local, locals_of, shares_of
+from only_train_once.sharding import shares_of
+from only_train_once.unitwise import Sum
 
 logger = logging.getLogger(__name__)
 
@@ -155,22 +157,35 @@ class AdaHspg(Staged):
         units, tensors = self.space.units, self.tensors
         gradients = self.scoring.average.mean(optimizer, tensors)
         rates = learning_rates(optimizer, tensors, units.names)
-        now = dict(zip(units.names, locals_of(tensors, units.names), strict=True))
-        trial = {n: now[n] - rates[n] * local(gradients[n]) for n in units.names}
-        strength = shrinkage(units.square(trial).sqrt(), self.lmbda)
-        factors = {n: (1 - rate * strength).clamp(min=0) for n, rate in rates.items()}
-        to_zero = torch.stack([f.to(units.device) for f in factors.values()]).amax(0) == 0
-        units.scale_(trial, factors)
-        moved = units.square({n: trial[n] - now[n] for n in units.names})
-        near = to_zero | (units.square(tensors).sqrt() <= self.delta)
+
+        def trial(name: str, block: slice) -> Tensor:
+            return rows(tensors, name, block) - rates[name] * rows(gradients, name, block)
+
+        def lengths(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+            tried, x = trial(name, block), rows(tensors, name, block)
+            return [(tried, tried), (x, x)]
+
+        tried, square = units.dots(lengths, [Sum(0), Sum(1)])
+        factors, to_zero = shrunk_by(shrinkage(tried.sqrt(), self.lmbda), rates)
+        shrunk = {n: units.scaled(n, f) for n, f in factors.items()}
+
+        def moves(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+            moved = shrunk[name](trial(name, block), block) - rows(tensors, name, block)
+            return [(moved, moved)]
+
+        (moved,) = units.dots(moves, [Sum(0)])
+        near = to_zero | (square.sqrt() <= self.delta)
         return torch.where(near, moved, 0).sum().sqrt(), torch.where(near, 0, moved).sum().sqrt()
+
+    @property
+    def compares(self) -> bool:
+        return not self.proximal
 
     def project(self, optimizer: Optimizer) -> None:
         if self.proximal:
             prox_step(self.space, optimizer, self.lmbda)
         else:
-            near = self.space.units.square(self.space.before).sqrt() <= self.delta
-            half_space_step(self.space, optimizer, self.lmbda, self.epsilon, still=near)
+            half_space_step(self.space, optimizer, self.lmbda, self.epsilon, still_within=self.delta)
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import HALF, Region, precise
-from only_train_once.sharding import like, part_of, shares_of
+from only_train_once.masking import HALF, Region, blocks, precise
+from only_train_once.sharding import like, local, part_of, shares_of
 
 
 def params_of(groups: Iterable[PruningGroup], roles: Collection[Role], among: Collection[str]) -> list[str]:
@@ -61,23 +61,21 @@ class GradientAverage:
             out[name] = -gradient if id(parameter) in maximized else gradient
         return out
 
-    def mean(
-        self, optimizer: Optimizer, tensors: Mapping[str, Tensor], gone: Sequence[Region] = ()
-    ) -> Mapping[str, Tensor]:
+    def mean(self, optimizer: Optimizer, tensors: Mapping[str, Tensor], gone: Sequence[Region] = ()) -> Means:
         """Name -> mean gradient over the steps added and this one, placed like the tensor; 0 in what is ``gone``.
 
         This step is not added: its gradients may turn out to be bad.
         """
-        return _Mean(self.names, self.sums, self._gradients(optimizer, tensors), self.count + 1, tensors, gone)
+        return Means(self.names, self.sums, self._gradients(optimizer, tensors), self.count + 1, tensors, gone)
 
     def mean_square(
         self, optimizer: Optimizer, tensors: Mapping[str, Tensor], gone: Sequence[Region] = ()
-    ) -> Mapping[str, Tensor] | None:
+    ) -> Means | None:
         """Name -> mean of the squared gradient over the same steps, if it is kept."""
         if not self.squared:
             return None
         now = self._gradients(optimizer, tensors)
-        return _Mean(self.names, self.squares, now, self.count + 1, tensors, gone, _square)
+        return Means(self.names, self.squares, now, self.count + 1, tensors, gone, _square)
 
     def reset_unless_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Forget everything if an earlier step of the window brought a NaN or an infinity, in whichever process."""
@@ -90,8 +88,8 @@ class GradientAverage:
         self.sums, self.squares, self.count = {}, {}, 0
 
 
-class _Mean(Mapping[str, Tensor]):
-    """Means that are made when they are asked for, one at a time: all at once would take as much as the gradients."""
+class Means(Mapping[str, Tensor]):
+    """Means that are made when they are asked for: all at once would take as much as the gradients."""
 
     def __init__(
         self,
@@ -118,18 +116,27 @@ class _Mean(Mapping[str, Tensor]):
         return self._last[1]
 
     def _made(self, name: str) -> Tensor:
-        sums, now, tensor = self._sums.get(name), self._now.get(name), self._tensors[name]
+        return like(self._tensors[name], self.rows(name, slice(None)))
+
+    def rows(self, name: str, block: slice) -> Tensor:
+        """Some rows of the part of a mean that is here."""
+        sums, now = self._sums.get(name), self._now.get(name)
         if sums is None and now is None:
-            return torch.zeros_like(tensor.detach())
+            return torch.zeros_like(local(self._tensors[name])[block])
         if now is None:
-            total = sums.clone()  # type: ignore[union-attr]
+            total = sums[block].clone()  # type: ignore[index]
         elif sums is None:
-            total = _widened(self._of(now))
+            total = _widened(self._of(now[block]))
         else:
-            total = sums + self._of(now)
+            total = sums[block] + self._of(now[block])
         if name in self._gone:
-            self._gone[name].zero_(total)
-        return like(tensor, total.div_(self._count))
+            self._gone[name].zero_rows_(total, block.start or 0)
+        return total.div_(self._count)
+
+    def finite(self, name: str) -> Tensor:
+        """Whether all of a mean that is here is finite, as a flag on the device."""
+        flags = [torch.isfinite(self.rows(name, block)).all() for block in blocks(local(self._tensors[name]).shape)]
+        return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -34,16 +34,18 @@ from torch.optim import Optimizer
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
+from only_train_once.masking import rows
 from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, one_of, share
 from only_train_once.optim.average import GradientAverage
 from only_train_once.optim.candidates import Candidates
-from only_train_once.optim.halfspace import learning_rates
+from only_train_once.optim.halfspace import Rates, StepSums, learning_rates
 from only_train_once.optim.method import Companions, register_method
 from only_train_once.optim.scoring import Scoring, split
 from only_train_once.optim.stages import Staged
 from only_train_once.optim.state import saved_per_unit
 from only_train_once.schedules import position
-from only_train_once.sharding import locals_of, shared_as
+from only_train_once.sharding import shared_as
+from only_train_once.unitwise import Sum
 
 SALIENCY = {"cosine_similarity": 0.5, "avg_magnitude": 0.5}  # the paper names both, and leaves their mix open
 DIRECTIONS = ("step", "gradient")
@@ -180,29 +182,32 @@ class Dhspg(Staged):
         if self._flags is None:
             self._flags = torch.from_numpy(self.penalized > 0).to(units.device)
         rates = learning_rates(optimizer, space.tensors, units.names)
-        square = units.square(space.before)
-        norm = square.sqrt()
-        if self.direction == "gradient":
-            dot, size = units.dot(space.before, self._gradient), units.square(self._gradient)
-        else:
-            dot, size = self._along_the_step(rates)
+        sums, dot, size = self._sums(rates)
+        norm = sums.square.sqrt()
         strength = bounded(norm, dot, size, *self.weights(optimizer))
         active = self._flags & ~space.zero & (space.zero.sum() < space.total)
         coefficient = torch.where(active & (norm > 0), -strength / torch.where(norm > 0, norm, 1), 0)
-        units.add_(space.tensors, space.before, coefficient, rates)
-        outside, distance = space.outside(self.epsilon, square)
-        space.zero = space.zero | space.within_limits(self._flags & (outside | (square == 0)), distance)
-        space.hold()
+        space.step(coefficient, rates, sums, self.epsilon, among=self._flags)
         self._gradient = {}
 
-    def _along_the_step(self, rates: Mapping[str, float | Tensor]) -> tuple[Tensor, Tensor]:
-        """``<x, d>`` and ``||d||^2`` for the d of ``x~ = x - alpha d``; where alpha is 0, neither matters.  (units,)"""
-        space, names = self.space, self.space.units.names
-        steps = torch._foreach_sub([space.before[n] for n in names], locals_of(self.tensors, names))
-        moved = dict(zip(names, steps, strict=True))  # alpha d
+    def _sums(self, rates: Rates) -> tuple[StepSums, Tensor, Tensor]:
+        """Sums of x and x~, then ``<x, d>`` and ``||d||^2``.  (units,)
+
+        d is the mean gradient, or that of ``x~ = x - alpha d``; where alpha is 0, neither matters.
+        """
+        space, gradient = self.space, self._gradient
+        along = self.direction == "step"
+
+        def pairs(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+            x, moved = rows(space.before, name, block), rows(space.tensors, name, block)
+            d = x - moved if along else rows(gradient, name, block)
+            return [(x, x), (x, d), (d, d), *([] if along else [(x, moved)])]
+
         inverse = {n: _inverse(rate) for n, rate in rates.items()}
-        dot = space.units.dot(space.before, moved, inverse)
-        return dot, space.units.dot(moved, moved, {n: r * r for n, r in inverse.items()})
+        scales = (inverse, {n: r * r for n, r in inverse.items()}) if along else (None, None)
+        wanted = [Sum(0), Sum(0, rates), Sum(1 if along else 3), Sum(1, scales[0]), Sum(2, scales[1])]
+        square, weighted, inner, dot, size = space.units.dots(pairs, wanted)
+        return StepSums(square, square - inner if along else inner, weighted), dot, size
 
     def weights(self, optimizer: Optimizer) -> tuple[float, float, float]:
         """lambda, amplify and hat for this base optimizer."""

@@ -11,6 +11,7 @@ that a step would project, those that went farthest go first, as long as their g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,9 +20,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError
+from only_train_once.masking import rows
 from only_train_once.optim.candidates import Candidates
 from only_train_once.sharding import local, locals_of
-from only_train_once.unitwise import Units
+from only_train_once.unitwise import Sum, Units
+
+Rates = Mapping[str, "float | Tensor"]  # tensor -> learning rate of the param group that trains it
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """``||x||^2``, ``<x~, x>`` and the sum of ``rate * ||x||^2`` over the tensors.  (units,) each"""
+
+    square: Tensor
+    inner: Tensor
+    weighted: Tensor
 
 
 class HalfSpace:
@@ -65,15 +78,49 @@ class HalfSpace:
         """Free what `remember` keeps."""
         self._before = {}
 
-    def outside(self, epsilon: float, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Units that have left their half-space, and how far each went: ``<x~, x> / ||x||^2``.  (units,) each
+    def step_sums(self, rates: Rates) -> StepSums:
+        """What a half-space step has to know of x and x~."""
+
+        def pairs(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+            x = rows(self.before, name, block)
+            return [(x, x), (x, rows(self.tensors, name, block))]
+
+        return StepSums(*self.units.dots(pairs, [Sum(0), Sum(1), Sum(0, rates)]))
+
+    def step(
+        self,
+        coefficient: Tensor,
+        rates: Rates,
+        sums: StepSums,
+        epsilon: float,
+        *,
+        among: Tensor | None = None,
+        still: Tensor | None = None,
+    ) -> None:
+        """Add ``rate * coefficient * x``, and project the units that have left their half-space.
 
         Args:
+            coefficient: (units,) 0 for those that are ``still``.
+            rates: tensor -> rate.
+            sums: of x and x~, before that.
             epsilon: 0 for the half-space through the origin, up to 1 for one that touches x.
-            square: (units,) ``||x||^2``.
+            among: (units,) the units that may be projected; None for all.
+            still: (units,) units that get their x back first.
         """
-        inner = self.units.dot(self.tensors, self.before)
-        return inner < epsilon * square, inner / torch.where(square > 0, square, 1)
+        units, square, inner = self.units, sums.square, sums.inner
+        known = len(units.apart) == len(units.names)  # else other units have moved entries of a unit, too
+        if known:
+            inner = (inner if still is None else torch.where(still, square, inner)) + coefficient * sums.weighted
+        else:
+            units.change_(self.tensors, self.before, coefficient, rates, back=still)
+            inner = units.dot(self.tensors, self.before)
+        gone = (inner < epsilon * square) | (square == 0)
+        distance = inner / torch.where(square > 0, square, 1)
+        self.zero = self.zero | self.within_limits(gone if among is None else among & gone, distance)
+        if known:
+            units.change_(self.tensors, self.before, coefficient, rates, back=still, zero=self.zero)
+        else:
+            self.hold()
 
     def within_limits(self, flags: Tensor, key: Tensor) -> Tensor:
         """Of the flagged units that are not at zero, the lowest by ``key`` for which there is room.  (units,)"""
@@ -113,9 +160,7 @@ def lowest_with_room(units: Units, flags: Tensor, key: Tensor, room: Tensor, lef
     return fits & (torch.empty_like(position).index_copy_(0, order, position) < left)
 
 
-def learning_rates(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], names: Sequence[str]
-) -> dict[str, float | Tensor]:
+def learning_rates(optimizer: Optimizer, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Rates:
     """Name -> learning rate of the param group that trains the tensor."""
     if not all("lr" in group for group in optimizer.param_groups):
         raise ConfigurationError(

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from only_train_once.errors import ConfigurationError
 from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, one_of, share, whole
 from only_train_once.optim.candidates import Candidates
-from only_train_once.optim.halfspace import HalfSpace, learning_rates, shrinkage
+from only_train_once.optim.halfspace import HalfSpace, Rates, learning_rates, shrinkage
 from only_train_once.optim.method import register_method
 from only_train_once.optim.stages import Staged
 
@@ -99,6 +99,10 @@ class Hspg(Staged):
         )
         self.lmbda, self.epsilon, self.first_stage = float(lmbda), float(epsilon), first_stage
 
+    @property
+    def compares(self) -> bool:
+        return self.step >= self.schedule.start_pruning_step or self.first_stage != "prox"
+
     def project(self, optimizer: Optimizer) -> None:
         if self.step >= self.schedule.start_pruning_step:
             half_space_step(self.space, optimizer, self.lmbda, self.epsilon)
@@ -108,26 +112,27 @@ class Hspg(Staged):
             penalize(self.space, optimizer, self.lmbda)
 
 
-def penalize(space: HalfSpace, optimizer: Optimizer, lmbda: float, still: Tensor | None = None) -> Tensor:
-    """``x~ <- x~ - alpha lambda x / ||x||``, for units that are not ``still``; returns ``||x||^2``.  (units,)"""
-    square = space.units.square(space.before)
+def penalize(space: HalfSpace, optimizer: Optimizer, lmbda: float) -> None:
+    """``x~ <- x~ - alpha lambda x / ||x||``."""
+    norm = space.units.square(space.before).sqrt()
     rates = learning_rates(optimizer, space.tensors, space.units.names)
-    strength = shrinkage(square.sqrt(), lmbda)
-    strength = strength if still is None else torch.where(still, 0, strength)
-    space.units.add_(space.tensors, space.before, -strength, rates)
-    return square
+    space.units.change_(space.tensors, space.before, -shrinkage(norm, lmbda), rates)
 
 
 def half_space_step(
-    space: HalfSpace, optimizer: Optimizer, lmbda: float, epsilon: float, still: Tensor | None = None
+    space: HalfSpace, optimizer: Optimizer, lmbda: float, epsilon: float, still_within: float | None = None
 ) -> None:
-    """The sub-gradient step, then the projection; units at zero stay there, and ``still`` ones stay what they are."""
-    if still is not None:
-        space.units.copy_(space.tensors, space.before, still)
-    square = penalize(space, optimizer, lmbda, still)
-    outside, distance = space.outside(epsilon, square)
-    space.zero = space.zero | space.within_limits(outside | (square == 0), distance)
-    space.hold()
+    """The sub-gradient step, then the projection; units at zero stay there.
+
+    Units that were no longer than ``still_within`` stay what they were.
+    """
+    rates = learning_rates(optimizer, space.tensors, space.units.names)
+    sums = space.step_sums(rates)
+    norm = sums.square.sqrt()
+    still = None if still_within is None else norm <= still_within
+    strength = shrinkage(norm, lmbda)
+    strength = strength if still is None else torch.where(still, 0, strength)
+    space.step(-strength, rates, sums, epsilon, still=still)
 
 
 def prox_step(space: HalfSpace, optimizer: Optimizer, lmbda: float) -> None:
@@ -139,11 +144,17 @@ def prox_step(space: HalfSpace, optimizer: Optimizer, lmbda: float) -> None:
     norm = space.units.square(space.tensors).sqrt()
     strength = shrinkage(norm, lmbda)
     rates = learning_rates(optimizer, space.tensors, space.units.names)
-    factors = {n: (1 - rate * strength).clamp_(min=0) for n, rate in rates.items()}
-    to_zero = torch.stack([f.to(norm.device) for f in factors.values()]).amax(0) == 0
+    factors, to_zero = shrunk_by(strength, rates)
     unmoved = space.zero & (norm == 0)
     space.zero = unmoved
     space.zero = unmoved | space.within_limits(to_zero, norm)
-    factors = {n: torch.where(to_zero, 1, f) for n, f in factors.items()}
-    space.units.scale_(space.tensors, factors)
-    space.hold()
+    kept = {id(f): torch.where(to_zero, 1, f) for f in {id(f): f for f in factors.values()}.values()}
+    space.units.scale_(space.tensors, {n: kept[id(f)] for n, f in factors.items()}, zero=space.zero)
+
+
+def shrunk_by(strength: Tensor, rates: Rates) -> tuple[dict[str, Tensor], Tensor]:
+    """``max(0, 1 - alpha * strength)`` per tensor, those trained at one rate share it; which units are at 0 in all."""
+    distinct = {id(rate) if isinstance(rate, Tensor) else rate: rate for rate in rates.values()}
+    made = {key: (1 - rate * strength).clamp_(min=0) for key, rate in distinct.items()}
+    to_zero = torch.stack([f.to(strength.device) for f in made.values()]).amax(0) == 0
+    return {n: made[id(rate) if isinstance(rate, Tensor) else rate] for n, rate in rates.items()}, to_zero

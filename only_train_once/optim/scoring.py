@@ -104,7 +104,7 @@ class Scoring:
         """
         shares = shares_of(self.tensors)
         gradients = self.average.mean(optimizer, self.tensors, gone)
-        strange = {n: (~torch.isfinite(local(g))).any().to(torch.int32) for n, g in gradients.items()}
+        strange = {n: (~gradients.finite(n)).to(torch.int32) for n in gradients}
         scores = self.score(gradients, self.average.mean_square(optimizer, self.tensors, gone))
         values, count = _fetch(scores, shares.sum(list(strange.values())), shares)
         bad = [n for n, found in zip(strange, count, strict=True) if found]

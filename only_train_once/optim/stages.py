@@ -110,12 +110,20 @@ class Staged(Removal):
     def follows(self) -> bool:
         return self.finished  # until then half-spaces are counted by unit
 
+    @property
+    def compares(self) -> bool:
+        """Whether this step looks at the weights as they were before it."""
+        return True
+
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def before(self, optimizer: Optimizer) -> None:
         super().before(optimizer)
         if self.total and self.first_step <= self.step < self.finishing:
-            self.space.remember()
+            if self.compares:
+                self.space.remember()
+            else:
+                self.space.forget()
 
     def after(self, optimizer: Optimizer) -> None:
         if self.total and self.first_step <= self.step < self.finishing:

@@ -136,7 +136,7 @@ def _digits(
             score=accuracy,
             optimizer=optimizer,
             example=data()["train"][0][:4],
-            steps=more.get("steps", 320),
+            steps=more.get("steps", 240),
             **{k: v for k, v in more.items() if k != "steps"},
         )
 
