@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.competitors import Asked, dense, hesso, once, scratch
+from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch
 from benchmarks.quality.report import Cell, comparison, verdict
 from benchmarks.quality.task import Task, learning_rate, nearest
 
@@ -18,7 +18,7 @@ PICTURES = torch.randn(16, 1, 6, 6)
 
 
 def network(width: float) -> nn.Module:
-    n = max(1, round(24 * width))
+    n = max(1, round(48 * width))
     return nn.Sequential(
         nn.Conv2d(1, n, 3, 1, 1), nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, n, 3, 1, 1), nn.BatchNorm2d(n), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 4),
@@ -41,7 +41,7 @@ TASK = Task(
 )
 
 
-@pytest.mark.parametrize("competitor", [dense, scratch, hesso, lambda asked: once(asked, recipe={})])
+@pytest.mark.parametrize("competitor", [dense, scratch, COMPETITORS["hesso"], COMPETITORS["ours"]])
 def test_everyone_spends_the_budget(competitor) -> None:  # type: ignore[no-untyped-def]
     level = 1.0 if competitor is dense else 0.3
     model, run = competitor(Asked(TASK, level, 0, "flops"))

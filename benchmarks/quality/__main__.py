@@ -9,6 +9,7 @@ A run that is in the file already is skipped, so that this can be stopped and ca
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import logging
@@ -26,6 +27,7 @@ from benchmarks.quality.ablation import VARIANTS
 from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor
 from benchmarks.quality.task import Task, flops
 from benchmarks.quality.tasks import TASKS
+from only_train_once.recipe import Recipe
 
 RESULTS = Path("benchmarks/results/quality.jsonl")
 ABLATION = Path("benchmarks/results/quality_ablation.jsonl")
@@ -75,9 +77,12 @@ def measured(task: Task, competitor: Competitor, asked: Asked, split: str) -> di
 
 
 def settings(competitor: Competitor, task: Task) -> dict[str, Any]:
-    """What the function was given besides the task, and what the task's recipe says."""
+    """What the competitor was given besides the task; a recipe with everything in it."""
     given = dict(getattr(competitor, "keywords", {}))
-    return {**given, "task": dict(task.recipe)} if task.recipe and "recipe" in given else given
+    if "recipe" in given:
+        recipe = dataclasses.asdict(Recipe(**{**task.recipe, **given["recipe"]}))
+        given["recipe"] = {**recipe, "roles": [str(getattr(r, "value", r)) for r in recipe["roles"]]}
+    return given
 
 
 def main() -> None:
