@@ -26,7 +26,7 @@ import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build
 from benchmarks.quality.ablation import VARIANTS
 from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor
 from benchmarks.quality.task import Task, flops
-from benchmarks.quality.tasks import TASKS
+from benchmarks.quality.tasks import AT_HAND, TASKS
 from only_train_once.recipe import Recipe
 
 RESULTS = Path("benchmarks/results/quality.jsonl")
@@ -87,7 +87,7 @@ def settings(competitor: Competitor, task: Task) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=AT_HAND)
     parser.add_argument("--competitor", nargs="+", choices=[*COMPETITORS, *VARIANTS], default=list(COMPETITORS))
     parser.add_argument("--levels", nargs="+", type=float, default=[0.25, 0.1, 0.05])
     parser.add_argument("--seeds", type=int, default=5)

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.quality import peers
 from benchmarks.quality.competitors import Competitor, once
+from benchmarks.quality.distillation import taught_once
 
 BASE = {"start": 0.1, "length": 0.4, "of": "flops"}
 
@@ -29,6 +30,11 @@ SHARES = (
 )
 VARIANTS: dict[str, Competitor] = {
     **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},
+    "chosen": functools.partial(once, recipe={}),
+    "chosen, 16 periods": functools.partial(once, recipe={"periods": 16}),
+    "chosen, Fisher": functools.partial(once, recipe={"criteria": "fisher_diagonal"}),
+    "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),
+    "chosen, taught by its average": functools.partial(taught_once, recipe={}),
     "first recipe (shares of steps)": functools.partial(once, recipe={"start": 0.1, "length": 0.2, "of": "steps"}),
     "16 periods": _with(periods=16),
     "4 periods": _with(periods=4),
