@@ -1,17 +1,16 @@
 """When to prune how much in one training, so that a small network comes out well: the settings of `OTO.train_once`.
 
-Train as usual for a tenth of the steps, prune during the next fifth, in periods, and spend the rest on what is left,
-all on one learning-rate schedule. The FLOPs shrink geometrically: with ``periods`` of equal length the network costs
-``left ** (p / periods)`` of the full one during period p. So the training as a whole costs
-
-    start + length * mean(left ** (p / periods) for p in range(periods)) + (1 - start - length) * left
-
-of a training of the full network with as many steps, 0.26 for a tenth of the FLOPs, and `steps_within` turns what is
-saved into more steps::
+Train as usual at first, then prune in periods, so that the FLOPs shrink geometrically: period p of ``periods`` costs
+``left ** (p / periods)`` of the full network, and spend the rest on what is left, all on one learning-rate schedule.
+How long the parts are is said in shares of what the training costs: a tenth before pruning, two tenths during it. A
+small network costs little, so seven tenths of the FLOPs are nearly all of the steps, and the smaller it gets the
+earlier pruning is over. `Recipe.steps_within` turns what smaller networks save into more steps::
 
     >>> recipe = Recipe()
-    >>> round(recipe.cost(1000, left=0.1)), recipe.steps_within(1000, left=0.1)
-    (260, 3848)
+    >>> recipe.steps_within(1000, left=0.1)
+    7559
+    >>> recipe.when(7559, left=0.1)
+    {'start_pruning_step': 100, 'pruning_steps': 445, 'pruning_periods': 8}
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
 """
@@ -49,7 +48,7 @@ class Recipe:
     start: float = 0.1
     length: float = 0.2
     periods: int = 8
-    of: str = "steps"
+    of: str = "flops"
     ramp: str = "geometric"
     scarcity: float = 3.0
     cost_exponent: float = 0.25

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.competitors import Asked, dense, hesso, once, scratch
+from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch
 from benchmarks.quality.report import Cell, comparison, verdict
 from benchmarks.quality.task import Task, learning_rate, nearest
+from benchmarks.quality.tasks import cifar
 
 PICTURES = torch.randn(16, 1, 6, 6)
 
 
 def network(width: float) -> nn.Module:
-    n = max(1, round(24 * width))
+    n = max(1, round(48 * width))
     return nn.Sequential(
         nn.Conv2d(1, n, 3, 1, 1), nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, n, 3, 1, 1), nn.BatchNorm2d(n), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 4),
@@ -41,7 +46,7 @@ TASK = Task(
 )
 
 
-@pytest.mark.parametrize("competitor", [dense, scratch, hesso, lambda asked: once(asked, recipe={})])
+@pytest.mark.parametrize("competitor", [dense, scratch, COMPETITORS["hesso"], COMPETITORS["ours"]])
 def test_everyone_spends_the_budget(competitor) -> None:  # type: ignore[no-untyped-def]
     level = 1.0 if competitor is dense else 0.3
     model, run = competitor(Asked(TASK, level, 0, "flops"))
@@ -106,3 +111,55 @@ def test_the_table_keeps_lost_cells() -> None:
     assert "**lost**" in verdicts[0]
     assert "81.0 ± 1.4" in lines[-1]
     assert "**91.0 ± 1.4**, n 2" in lines[-1]
+
+
+def records(count: int, seed: int) -> bytes:
+    """Pictures in CIFAR-10's binary format: the label, then three planes."""
+    draw = np.random.default_rng(seed)
+    rows = draw.integers(0, 256, (count, cifar.RECORD), dtype=np.uint8)
+    rows[:, 0] %= 10
+    return rows.tobytes()
+
+
+@pytest.fixture
+def cifar_folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate([*cifar.FILES["train"], *cifar.FILES["test"]]):
+        (tmp_path / name).write_bytes(records(40, seed))
+    return tmp_path
+
+
+def test_cifar_is_read_from_its_binary_files(cifar_folder: Path) -> None:
+    images, labels = cifar.read(cifar_folder, cifar.FILES["test"])
+    raw = np.frombuffer(records(40, 5), dtype=np.uint8).reshape(40, -1)
+    assert labels.tolist() == raw[:, 0].tolist()
+    green = (raw[7, 1 + 1024 + 33] / 255 - cifar.MEAN[1]) / cifar.DEVIATION[1]  # second row, second column
+    assert float(images[7, 1, 1, 1]) == pytest.approx(green, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", cifar.NETWORKS)
+def test_a_training_on_cifar(name: str, cifar_folder: Path) -> None:
+    build, decay = cifar.NETWORKS[name]
+    task = cifar.cifar(name, functools.partial(lambda width: build(width / 8)), decay, cifar_folder)
+    assert task.steps == 300 * 2  # 180 of 200 pictures, in whole batches
+    model, run = scratch(Asked(dataclasses.replace(task, steps=3), 0.25, 0, "steps"))
+    assert run.done == 3
+    assert 0 <= task.score(model, "test") <= 100
+
+
+def test_shifted_pictures_are_parts_of_the_padded_ones(cifar_folder: Path) -> None:
+    images, labels = cifar.data(cifar_folder)["train"]
+    shown, told = next(cifar.batches(torch.Generator().manual_seed(0), cifar_folder))
+    padded = F.pad(images[labels == told[0]], (4, 4, 4, 4))
+    found = [p[:, t : t + 32, x : x + 32] for p in padded for t in range(9) for x in range(9)]
+    assert any(torch.equal(shown[0], f) or torch.equal(shown[0], f.flip(2)) for f in found)
+
+
+@pytest.mark.parametrize(("change", "message"), [("absent", "lacks test_batch.bin"), ("short", "no whole number")])
+def test_other_files_are_refused(change: str, message: str, cifar_folder: Path) -> None:
+    file = cifar_folder / "test_batch.bin"
+    if change == "absent":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        cifar.read(cifar_folder, cifar.FILES["test"])

@@ -9,6 +9,7 @@ A run that is in the file already is skipped, so that this can be stopped and ca
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import logging
@@ -25,7 +26,8 @@ import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build
 from benchmarks.quality.ablation import VARIANTS
 from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor
 from benchmarks.quality.task import Task, flops
-from benchmarks.quality.tasks import TASKS
+from benchmarks.quality.tasks import AT_HAND, TASKS
+from only_train_once.recipe import Recipe
 
 RESULTS = Path("benchmarks/results/quality.jsonl")
 ABLATION = Path("benchmarks/results/quality_ablation.jsonl")
@@ -75,14 +77,17 @@ def measured(task: Task, competitor: Competitor, asked: Asked, split: str) -> di
 
 
 def settings(competitor: Competitor, task: Task) -> dict[str, Any]:
-    """What the function was given besides the task, and what the task's recipe says."""
+    """What the competitor was given besides the task; a recipe with everything in it."""
     given = dict(getattr(competitor, "keywords", {}))
-    return {**given, "task": dict(task.recipe)} if task.recipe and "recipe" in given else given
+    if "recipe" in given:
+        recipe = dataclasses.asdict(Recipe(**{**task.recipe, **given["recipe"]}))
+        given["recipe"] = {**recipe, "roles": [str(getattr(r, "value", r)) for r in recipe["roles"]]}
+    return given
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=AT_HAND)
     parser.add_argument("--competitor", nargs="+", choices=[*COMPETITORS, *VARIANTS], default=list(COMPETITORS))
     parser.add_argument("--levels", nargs="+", type=float, default=[0.25, 0.1, 0.05])
     parser.add_argument("--seeds", type=int, default=5)

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.quality import peers
 from benchmarks.quality.competitors import Competitor, once
+from benchmarks.quality.distillation import taught_once
 
 BASE = {"start": 0.1, "length": 0.4, "of": "flops"}
 
@@ -15,9 +16,25 @@ def _with(**recipe: Any) -> Competitor:
     return functools.partial(once, recipe={**BASE, **recipe})
 
 
-SHARES = ((0.1, 0.1), (0.2, 0.2), (0.1, 0.4), (0.3, 0.3), (0.1, 0.6), (0.2, 0.5), (0.05, 0.4))
+SHARES = (
+    (0.1, 0.1),
+    (0.2, 0.2),
+    (0.1, 0.4),
+    (0.3, 0.3),
+    (0.1, 0.6),
+    (0.2, 0.5),
+    (0.05, 0.4),
+    (0.1, 0.2),
+    (0.2, 0.1),
+    (0.05, 0.1),
+)
 VARIANTS: dict[str, Competitor] = {
     **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},
+    "chosen": functools.partial(once, recipe={}),
+    "chosen, 16 periods": functools.partial(once, recipe={"periods": 16}),
+    "chosen, Fisher": functools.partial(once, recipe={"criteria": "fisher_diagonal"}),
+    "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),
+    "chosen, taught by its average": functools.partial(taught_once, recipe={}),
     "first recipe (shares of steps)": functools.partial(once, recipe={"start": 0.1, "length": 0.2, "of": "steps"}),
     "16 periods": _with(periods=16),
     "4 periods": _with(periods=4),
@@ -27,6 +44,8 @@ VARIANTS: dict[str, Competitor] = {
     "scarcity 6": _with(scarcity=6.0),
     "cost exponent 0": _with(cost_exponent=0.0),
     "cost exponent 0.5": _with(cost_exponent=0.5),
+    "cost exponent 1": _with(cost_exponent=1.0),
+    "scarcity 3, cost 0.5, 16 periods": _with(cost_exponent=0.5, periods=16),
     "magnitude of what becomes zero": _with(roles=("zero",)),
     "Fisher": _with(criteria="fisher_diagonal"),
     "Taylor, first order": _with(criteria="taylor_first_order"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,28 +72,18 @@ def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module
     return oto.construct_subnet().model, run
 
 
-PUBLISHED = {"start": 1 / 6, "length": 1 / 3, "periods": 10, "ramp": "linear", "scarcity": 0.0, "cost_exponent": 0.0}
-
-
-def hesso(asked: Asked) -> tuple[nn.Module, Run]:
-    """HESSO by its published formulas, with a target in FLOPs; units leave physically, so that it has the same budget.
-
-    It is this library's, which ``tests/test_optim.py`` proves equal, step by step, to the formulas written out.
-    """
-    return once(asked, {**PUBLISHED, "criteria": "default", "roles": ("zero",)})
+# HESSO by its published formulas, to which ``tests/test_optim.py`` proves this library's equal, step by step; with a
+# target in FLOPs, and units that leave physically, so that it has the same budget.
+PUBLISHED = {
+    "start": 1 / 6, "length": 1 / 3, "periods": 10, "of": "steps", "ramp": "linear", "scarcity": 0.0,
+    "cost_exponent": 0.0, "criteria": "default", "roles": ("zero",),
+}  # fmt: skip
 
 
 COMPETITORS: dict[str, Competitor] = {
     "ours": functools.partial(once, recipe={}),
     "dense": dense,
     "scratch": scratch,
-    "hesso": hesso,
+    "hesso": functools.partial(once, recipe=PUBLISHED),
     **peers.COMPETITORS,
 }
-
-
-def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    """All settings of a recipe as plain values."""
-    made = Recipe(**recipe)
-    values = {f.name: getattr(made, f.name) for f in fields(made)}
-    return {**values, "roles": [getattr(r, "value", r) for r in made.roles]}

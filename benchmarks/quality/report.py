@@ -37,6 +37,10 @@ class Cell:
     def average(self, name: str) -> float:
         return statistics.mean(row[name] for row in self.rows)
 
+    def text(self, spread: float) -> str:
+        digits = 1 if self.rows[0]["metric"].endswith("%") else 3
+        return f"{self.mean:.{digits}f} ± {spread:.{digits}f}"
+
     def ahead_of(self, other: Cell, sign: int) -> float:
         """By how many standard errors of the difference."""
         gap = sign * (self.mean - other.mean)
@@ -46,10 +50,6 @@ class Cell:
 
 def sign_of(metric: str) -> int:
     return -1 if metric == "bits per byte" else 1
-
-
-def number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def grouped(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:
@@ -99,7 +99,7 @@ def comparison(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
                     continue
                 mark = "**" if name != "dense" and sign_of(metric) * cell.mean == best else ""
                 n = "" if cell.n == 5 else f", n {cell.n}"
-                texts.append(f"{mark}{number(cell.mean)} ± {number(cell.deviation)}{mark}{n}")
+                texts.append(f"{mark}{cell.text(cell.deviation)}{mark}{n}")
             verdicts.append(verdict(cells, sign_of(metric)))
             lines.append(f"| {task} ({metric}) | {level} | {' | '.join(texts)} | {verdicts[-1]} |")
     return lines, verdicts
@@ -128,10 +128,7 @@ def ablation(rows: list[Row]) -> list[str]:
     lines = [f"| variant | {' | '.join(f'{t} {level}' for t, level in columns)} |", f"|---|{'---|' * len(columns)}"]
     for (name,), mine in grouped(rows, "competitor").items():
         cells = {key: Cell(r) for key, r in grouped(mine, "task", "level").items()}
-        texts = [
-            f"{number(cells[c].mean)} ± {number(cells[c].error)} (n {cells[c].n})" if c in cells else "–"
-            for c in columns
-        ]
+        texts = [f"{cells[c].text(cells[c].error)} (n {cells[c].n})" if c in cells else "–" for c in columns]
         lines.append(f"| {name} | {' | '.join(texts)} |")
     return lines
 

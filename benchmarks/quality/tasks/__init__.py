@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.quality.task import Task
-from benchmarks.quality.tasks import digits, language, sentences, superresolution
+from benchmarks.quality.tasks import cifar, digits, language, sentences, superresolution
 
-TASKS: dict[str, Callable[[], Task]] = {**digits.TASKS, **language.TASKS, **superresolution.TASKS, **sentences.TASKS}
+TASKS: dict[str, Callable[[], Task]] = {
+    **digits.TASKS,
+    **language.TASKS,
+    **superresolution.TASKS,
+    **sentences.TASKS,
+    **cifar.TASKS,
+}
+AT_HAND = [name for name in TASKS if name not in cifar.TASKS]  # their data comes with packages

@@ -151,7 +151,7 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=4e-3, weight_decay=1e-2, fused=True)
 
 
-def _last(model: nn.Module) -> list[Any]:
+def last_layer(model: nn.Module) -> list[Any]:
     return [[m for m in model.modules() if isinstance(m, nn.Linear)][-1]]
 
 
@@ -161,7 +161,7 @@ def _head(model: nn.Module) -> list[Any]:
 
 _VIT: Mapping[str, Any] = {"wide": True, "heads": attention_layers, "kept": _head}
 TASKS = {
-    "digits_res": _digits("digits_res", residual, sgd, kept=_last),
-    "digits_vgg": _digits("digits_vgg", vgg, sgd, kept=_last),
+    "digits_res": _digits("digits_res", residual, sgd, kept=last_layer),
+    "digits_vgg": _digits("digits_vgg", vgg, sgd, kept=last_layer),
     "digits_vit": _digits("digits_vit", vit, adamw, **_VIT),
 }
