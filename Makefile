@@ -8,6 +8,7 @@
 # make analysis_cost   the analysis against a forward pass at the sizes of networks in use
 # make step_cost   a step with a method against the base optimizer's, and what it takes in memory
 # make cut_cost    an iteration once units have left, against the share of the FLOPs that is left
+# make latency_budget   what a target in latency promises, next to what the subnet takes
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
@@ -23,7 +24,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost latency_budget exact_counts lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -61,7 +62,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost latency_budget exact_counts: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 format: $(VENV)/.dev

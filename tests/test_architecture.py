@@ -18,7 +18,7 @@ ORDER = [
     *("errors", "sharding", "collector", "higher_order", "copying", "inputs", "graph", "sizes", "recorder"),
     *("size_reader", "trace"),
     *("labels", "rules", "axes", "multiples", "activations", "workload", "groups"),
-    *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "budgets", "optim"),
+    *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "latency_cache", "budgets", "optim"),
     *("norms", "record", "surgery", "verify", "exact", "cutting", "checkpoint"),
     *("flops", "explain", "report", "visualize", "export", "cli", "oto", "__init__"),
 ]
