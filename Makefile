@@ -11,6 +11,7 @@
 # make stock       subnets as ordinary checkpoints of transformers and timm, read without this library; GGUF
 # make export_zoo   every network of the test zoo, cut, as torch.export and ONNX programs
 # make export_speed   slim models in eager mode, ONNX Runtime and AOTInductor, next to dense ones and to Torch-Pruning's
+# make latency_budget   what a target in latency promises, next to what the subnet takes
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
 # make quality   accuracy per FLOP of one training next to Torch-Pruning, HESSO and narrow networks (hours, resumable)
 # make quality_wall_time   seconds of a training with cuts over the dense one's
@@ -28,7 +29,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_wall_time lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_wall_time latency_budget lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -66,7 +67,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed latency_budget: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 stock: $(VENV)/.bench

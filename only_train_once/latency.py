@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,8 +174,10 @@ def measure_latency(
     device: str | torch.device = "cpu",
     *,
     points: int = 4,
+    multiple: int | None = None,
     seconds: float = 0.02,
     total: Callable[[], object] | None = None,
+    known: MutableMapping[str, float] | None = None,
 ) -> LatencyTable:
     """Time every counted operator alone, with tensors of the shapes it has in the workload, at a grid of sizes.
 
@@ -183,21 +185,26 @@ def measure_latency(
         workload: ``find_groups(graph).workload``.
         device: where to run.
         points: sizes per dim below the full one, in equal steps; an operator with two dims is timed at the square.
+        multiple: what stays of a group is timed in multiples of this: give what ``group_divisible`` will be. None
+            keeps off multiples of 8, where processors are faster and which a free choice of units rarely hits.
         seconds: how long each is repeated; the median counts.
         total: runs the whole model on that device, for ``rest``: what its seconds are more than the layers'.
+        known: calls that were timed before, and takes in those that are timed now, see ``latency_cache``.
     """
+    if multiple is not None and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
+        raise ConfigurationError(f"multiple is {multiple!r}; it has to be a whole number, at least 1, or None")
     device = torch.device(device)
-    known: dict[str, float] = {}
+    known = {} if known is None else known
     layers: dict[str, LayerLatency] = {}
     with torch.no_grad():
         for operator in workload.operators:
             try:
-                layers[operator.name] = _measured(operator, workload, points, device, seconds, known)
+                layers[operator.name] = _measured(operator, workload, points, multiple, device, seconds, known)
                 continue
             except RuntimeError as error:
                 logger.warning("%s is timed at its full size only: %s", operator.name, error)
             try:
-                layers[operator.name] = _measured(operator, workload, 0, device, seconds, known)
+                layers[operator.name] = _measured(operator, workload, 0, None, device, seconds, known)
             except RuntimeError as error:  # it needs certain numbers, not just some of the right shape
                 logger.warning("%s cannot be timed alone, it is part of the rest: %s", operator.name, error)
                 sizes = [(workload.extents[extents[0]].length,) for extents in workload.axes(operator)]
@@ -212,14 +219,20 @@ def measure_latency(
 
 
 def _measured(
-    operator: Operator, workload: Workload, points: int, device: torch.device, seconds: float, known: dict[str, float]
+    operator: Operator,
+    workload: Workload,
+    points: int,
+    multiple: int | None,
+    device: torch.device,
+    seconds: float,
+    known: MutableMapping[str, float],
 ) -> LayerLatency:
     """An operator at every combination of sizes; what has the same shapes is timed once."""
     axes = workload.axes(operator)
     grids: list[dict[int, dict[int, int]]] = []  # per axis: size of its first extent -> sizes of all of them
     for extents in axes:
         shares = [1 - k / points for k in range(points, 0, -1)] if points else []
-        at = [workload.without_last(extents, 1 - share) for share in shares]
+        at = [workload.without_last(extents, 1 - share, multiple) for share in shares]
         at.append({e: workload.extents[e].length for e in extents})
         grids.append({sizes[extents[0]]: sizes for sizes in at})
     values = np.zeros([len(grid) for grid in grids])
@@ -227,10 +240,12 @@ def _measured(
         sizes: dict[int, int] = {}
         for grid, k in zip(grids, place, strict=True):
             sizes |= list(grid.values())[k]
-        shapes = [_shape(o, sizes) for o in operands_in((operator.args, operator.kwargs))]
+        operands = operands_in((operator.args, operator.kwargs))
+        shapes = [(*_shape(o, sizes), o.dtype) for o in operands]
         rest = [a for a in operator.args if not isinstance(a, (Operand, list, tuple))]
         lists = [a for a in operator.args if isinstance(a, (list, tuple)) and not any(operands_in(a))]
-        key = str((operator.op, shapes, rest, lists, operator.kwargs))
+        named = {k: v for k, v in operator.kwargs.items() if not any(operands_in(v))}
+        key = str((operator.op, shapes, rest, lists, named))
         if key not in known:
             known[key] = _timed(_call(operator, sizes, device), device, seconds)
         values[place] = known[key]
@@ -268,14 +283,19 @@ def _tensor(shape: tuple[int, ...], dtype: str, device: torch.device) -> Tensor:
 
 
 def _timed(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median seconds of a call, repeated for so long."""
+    """Median seconds of a call, repeated for so long.
+
+    One thread on the CPU is timed by the processor's clock: by the wall's, whatever else runs on the machine would
+    slow down long calls (a whole pass) more than short ones (an operator), and the difference would pass for the rest.
+    """
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
     def once() -> float:
-        begin = time.perf_counter()
+        begin = clock()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - begin
+        return clock() - begin
 
     for _ in range(3):
         once()

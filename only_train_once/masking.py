@@ -162,8 +162,10 @@ def _reduce(x: Tensor, y: Tensor, dims: Sequence[int]) -> Tensor:
         x = x.flatten(1)
         if same:
             return torch.linalg.vector_norm(x, dim=1).square()
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        x, y = x.to(dtype), y.flatten(1).to(dtype)
+        y = y.flatten(1)
+        if x.dtype != y.dtype:
+            dtype = torch.promote_types(x.dtype, y.dtype)
+            x, y = x.to(dtype), y.to(dtype)
         return torch.linalg.vecdot(y, x).real if x.is_complex() else torch.linalg.vecdot(x, y)
     product = (x * y.conj()).real if x.is_complex() else x * y
     rest = [d for d in range(product.dim()) if d not in dims]

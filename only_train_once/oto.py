@@ -11,6 +11,7 @@ import logging
 import re
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from . import checkpoint, stock
+from . import checkpoint, latency_cache, stock
 from .budgets import CostModel, Costs
 from .copying import copy_module
 from .cutting import CutEvent, LiveCuts
@@ -956,11 +957,15 @@ class OTO:
         model = CostModel(self.groups, self._named_tensors())
         return suggest(self.groups, model, total_steps, recipe, sensitivity, tolerance)
 
-    def measure_latency(self, device: str | torch.device | None = None, **options: Any) -> LatencyTable:
+    def measure_latency(
+        self, device: str | torch.device | None = None, *, cache: bool | str | Path = False, **options: Any
+    ) -> LatencyTable:
         """Time every matrix product, convolution and attention at a grid of sizes, for ``target_latency``.
 
         Args:
             device: where; None for the model's. What is no such operator counts only there.
+            cache: take what was timed on this machine before from a file, and keep what is timed now: True for the
+                user's folder for caches, or a folder.
             **options: see :func:`latency.measure_latency`.
         """
         own = next((t.device for t in self._named_tensors().values()), torch.device("cpu"))
@@ -968,11 +973,17 @@ class OTO:
         workload = self.groups.workload
         if workload is None:
             raise ConfigurationError("the operators of these groups are not known: partition_pzigs() finds them again")
-        if where == own:
-            model = copy_module(self.model)
-            with observing(model):
-                return measure_latency(workload, where, total=lambda: call_model(model, self._inputs_now()), **options)
-        return measure_latency(workload, where, **options)
+        if not isinstance(cache, (bool, str, Path)):
+            raise ConfigurationError(f"cache is {cache!r}; it has to be True, False or a folder")
+        with ExitStack() as stack:
+            if cache is not False:
+                folder = None if cache is True else cache
+                options["known"] = stack.enter_context(latency_cache.remembered(where, folder))
+            if where == own:
+                model = copy_module(self.model)
+                stack.enter_context(observing(model))
+                options["total"] = lambda: call_model(model, self._inputs_now())
+            return measure_latency(workload, where, **options)
 
     def compute_num_params(self, in_million: bool = True, in_billion: bool = False) -> float:
         """Number of parameters, a tied one counted once."""

@@ -154,7 +154,8 @@ class Units:
                     reduced = {dims: part * sum_.scale[name] for dims, part in reduced.items()}
                 for term in terms:
                     part = reduced[term.dims] if term.whole else _gather(reduced[term.dims], term)
-                    part = part.to(self.device) if term.sign > 0 else -part.to(self.device)
+                    part = part if part.device == self.device else part.to(self.device)
+                    part = part if term.sign > 0 else -part
                     total[term.group] = total[term.group] + part if term.group in total else part
         dtype = self._dtype if self.shares.split else torch.float32
         for total in sums:
@@ -224,7 +225,7 @@ class Units:
         if total is None:
             return None
         total = total * rate
-        return total if like.dtype in HALF else total.to(like.dtype)
+        return total if like.dtype in (total.dtype, *HALF) else total.to(like.dtype)
 
     def scale_(self, tensors: Tensors, factors: Mapping[str, Tensor], zero: Tensor | None = None) -> None:
         """Multiply each unit's entries in each tensor by the unit's factor there; an entry of two units gets both.
@@ -276,7 +277,8 @@ class Units:
         for part in self._parts[name]:
             shape = [-1 if d == part.dim else 1 for d in range(self._dims[name])]
             owner = part.owner.view(shape)
-            value = extended.to(part.owner.device)[part.owner].view(shape)
+            value = extended if extended.device == part.owner.device else extended.to(part.owner.device)
+            value = value[part.owner].view(shape)
             for earlier in owners:  # the same unit's row and column meet here
                 value = torch.where(owner == earlier, extended[-1], value)
             owners.append(owner)

@@ -125,19 +125,30 @@ class Workload:
             together.append((names, joined))
         return [tuple(joined) for _, joined in together]
 
-    def without_last(self, extents: Sequence[int], share: float) -> dict[int, int]:
-        """Sizes of extents when of every group that shortens one the last units, this share of them, are gone."""
+    def without_last(self, extents: Sequence[int], share: float, multiple: int | None = None) -> dict[int, int]:
+        """Sizes of extents when of every group that shortens one the last units, this share of them, are gone.
+
+        What stays is a multiple of ``multiple``, as near as can be; for None no multiple of 8.
+        """
         last: dict[str, int] = {}
         for extent in extents:
             for name, (units, _) in self.extents[extent].units.items():
                 last[name] = max(last.get(name, 0), int(units.max()))
+        kept = {name: _kept(number + 1, share, multiple) for name, number in last.items()}
         left = {}
         for extent in extents:
             gone = np.zeros(self.extents[extent].length, dtype=bool)
             for name, (units, index) in self.extents[extent].units.items():
-                gone[index[units >= max(round((last[name] + 1) * (1 - share)), 1)]] = True
+                gone[index[units >= kept[name]]] = True
             left[extent] = int((~gone).sum())
         return left
+
+
+def _kept(units: int, share: float, multiple: int | None) -> int:
+    number = max(round(units * (1 - share)), 1)
+    if multiple is None:
+        return min(number + (number % 8 == 0), units)
+    return min(max(round(number / multiple), 1) * multiple, units)
 
 
 def operands_in(value: Any) -> Iterator[Operand]:

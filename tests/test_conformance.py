@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import SGD, AdamW, Optimizer
@@ -223,6 +227,35 @@ def prepared(model: nn.Module, optimizer: Any, steps: range) -> Run:
     return model, optimizer
 
 
+def by_accelerate(model: nn.Module, optimizer: Any, steps: range) -> Run:
+    """Prepared anew, as after a restart, with everything saved to a folder and loaded in between."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    try:
+        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+        for step in steps:
+            prepared_optimizer.zero_grad()
+            accelerator.backward(loss_at(wrapped, step))
+            accelerator.clip_grad_norm_(wrapped.parameters(), 100.0)
+            prepared_optimizer.step()
+            if step % 5 == 0:
+                with tempfile.TemporaryDirectory() as folder:
+                    accelerator.save_state(folder)
+                    accelerator.load_state(folder)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert wrapped is model
+    assert prepared_optimizer.optimizer is optimizer
+    return model, optimizer
+
+
+def schedule_free(model: nn.Module, optimizer: Any, steps: range) -> Run:
+    """Trained at one set of weights, left at another, their average."""
+    optimizer.train()
+    plainly(model, optimizer, steps)
+    optimizer.eval()
+    return model, optimizer
+
+
 def saved_at_first(model: nn.Module, optimizer: Any, steps: range) -> Run:
     """``torch.distributed.checkpoint`` makes an empty optimizer take a step, to see its state."""
     optimizer.zero_grad()
@@ -303,6 +336,12 @@ HABITS: dict[str, Habit] = {
     ),
     "moving average": Habit(averaged),
     "accelerate": Habit(prepared),
+    "accelerate itself": Habit(by_accelerate),
+    "schedule-free AdamW": Habit(
+        schedule_free, lambda m: AdamWScheduleFree(m.parameters(), lr=3e-3, weight_decay=0.1, foreach=False)
+    ),
+    "schedule-free SGD": Habit(schedule_free, lambda m: SGDScheduleFree(m.parameters(), lr=0.02, foreach=True)),
+    "schedule-free RAdam": Habit(schedule_free, lambda m: RAdamScheduleFree(m.parameters(), lr=3e-3)),
     "first step of distributed checkpoint": Habit(saved_at_first),
     "saved and loaded after every step": Habit(saved_in_between),
     "deepcopy": Habit(copied),
@@ -318,7 +357,8 @@ def _compiled_afresh() -> Iterator[None]:
     torch.compiler.reset()
 
 
-_SCHEDULED = ("params", "lr", "initial_lr", "betas")  # what a loop may change
+_SCHEDULED = ("params", "lr", "initial_lr", "betas")  # what a loop may change, and where some optimizers count:
+_COUNTED = ("k", "lr_max", "rho", "scheduled_lr", "train_mode", "weight_sum")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # torch's own use
@@ -330,7 +370,7 @@ def test_habit(habit: Habit, method: str) -> None:
     plain, ours = (habit.base(model) for model in models)
     run = {"groups": models[1].groups(), "named_tensors": tensors_of(models[1])}  # type: ignore[operator]
     attach(ours, **run, **config(method, **starting(method, START)))
-    before = [{k: v for k, v in g.items() if k not in _SCHEDULED} for g in ours.param_groups]
+    before = [{k: v for k, v in g.items() if k not in (*_SCHEDULED, *_COUNTED)} for g in ours.param_groups]
     base_model, plain = habit.loop(models[0], plain, range(START))
     model, ours = habit.loop(models[1], ours, range(START))
     assert_same(model.state_dict(), base_model.state_dict())

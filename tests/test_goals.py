@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from only_train_once import OTO, find_groups, trace
+from only_train_once import OTO, find_groups, latency, trace
 from only_train_once.budgets import MEASURES
-from only_train_once.errors import CheckpointError
+from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.flops import count_flops
 from only_train_once.latency import LatencyTable
 from only_train_once.optim import attach
@@ -473,10 +475,58 @@ def test_operators_are_timed_at_sizes_that_fit() -> None:
     oto = OTO(Vit(), torch.randn(IMAGES))
     table = oto.measure_latency(seconds=0.0, points=2)
     assert set(table.layers) == {o.name for o in oto.groups.workload.operators}  # type: ignore[union-attr]
-    assert table.layers["layers.0.fc1:addmm"].sizes == ((1, 32, 64),)
+    assert table.layers["layers.0.fc1:addmm"].sizes == ((1, 33, 64),)  # no multiple of 8, but for the full one
     assert table.layers["layers.0.qkv:addmm"].sizes == ((12, 48, 96),)
     assert all((layer.seconds > 0).all() for layer in table.layers.values())
     assert oto.costs(latency_table=table).latency > 0  # type: ignore[operator]
+
+
+def test_operators_are_timed_at_multiples() -> None:
+    oto = OTO(Vit(), torch.randn(IMAGES))
+    table = oto.measure_latency(seconds=0.0, points=3, multiple=16)
+    assert table.layers["layers.0.fc1:addmm"].sizes == ((16, 48, 64),)  # thirds are 0, 21 and 43
+    with pytest.raises(ConfigurationError, match="multiple is 0"):
+        oto.measure_latency(multiple=0)
+
+
+def test_what_was_timed_on_this_machine_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    timed: list[object] = []
+    own = latency._timed
+    monkeypatch.setattr(latency, "_timed", lambda *args: timed.append(args) or own(*args))
+    oto = OTO(Vit(), torch.randn(IMAGES))
+
+    def table(cache: Any = tmp_path / "inner", **options: Any) -> dict[str, Any]:
+        timed.clear()
+        return oto.measure_latency(seconds=0.0, cache=cache, **options).to_dict()
+
+    first, count = table(points=2), len(timed)
+    assert table(points=2)["layers"] == first["layers"]
+    assert len(timed) == 1  # the whole pass, for the rest
+    table(points=4)
+    assert 1 < len(timed) < count + 20
+    (file,) = (tmp_path / "inner").iterdir()
+    saved = json.loads(file.read_text())
+    assert saved["machine"]["torch"] == torch.__version__
+    assert f"{torch.get_num_threads()} threads" in saved["machine"]["hardware"]
+    for damage in ("{", json.dumps({"seconds": 3}), json.dumps({**saved, "seconds": {"a": -1.0}})):
+        file.write_text(damage)
+        caplog.clear()
+        table(points=2)
+        assert len(timed) == count
+        assert f"{file}" in caplog.text
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    table(points=2)
+    assert len(timed) == count
+    assert len(list((tmp_path / "inner").iterdir())) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    table(True, points=2)
+    assert len(list((tmp_path / "home" / "only_train_once" / "latency").iterdir())) == 1
+    with pytest.raises(ConfigurationError, match="cache is 3"):
+        table(3)
+    with pytest.raises(ConfigurationError, match=r"the latency cache .* cannot be written .*cache=False"):
+        table(file)
 
 
 @pytest.mark.parametrize(

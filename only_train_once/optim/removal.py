@@ -34,7 +34,7 @@ from only_train_once.optim.goals import make_goal
 from only_train_once.optim.method import Companions, Method
 from only_train_once.optim.scoring import Scoring, split, units_by_group
 from only_train_once.optim.state import damaged, saved_count, saved_per_unit
-from only_train_once.optim.zeros import mixes_entries, zero_entries_
+from only_train_once.optim.zeros import mixes_entries, slow_weights, zero_entries_
 from only_train_once.schedules import decay_factor, period_start, position
 
 logger = logging.getLogger(__name__)
@@ -184,8 +184,11 @@ class Removal(Method):
             if where.t < where.length - 1:
                 if self._ramp is None:
                     self._ramp = self._regions(active, lambda group, s: s.role is Role.ZERO)
+                factor = decay_factor(where.t, where.length)
                 for region in self._ramp:
-                    region.scale_(self.tensors[region.name], decay_factor(where.t, where.length))
+                    tensor = self.tensors[region.name]
+                    for values in (tensor, *slow_weights(optimizer, tensor)):
+                        region.scale_(values, factor)
             else:
                 zero_entries_(self._regions(active), self.tensors, optimizer.state)
                 self._ramp, self._pinned = None, None

@@ -15,14 +15,30 @@ from only_train_once.sharding import local
 def zero_entries_(
     regions: Iterable[Region], tensors: Mapping[str, Tensor], state: Mapping[Tensor, Mapping[str, Any]]
 ) -> None:
-    """Set regions to 0 in the tensors and in every optimizer state tensor of the same shape."""
+    """Set regions to 0 in the tensors and in every optimizer state tensor of the same shape that holds numbers.
+
+    Codes of quantized moments are left alone: 0 among them stands for some number.
+    """
     for region in regions:
         tensor = tensors[region.name]
         region.zero_(tensor)
         for value in state.get(tensor, {}).values():
-            if isinstance(value, Tensor) and value.shape == tensor.shape:
+            if isinstance(value, Tensor) and value.shape == tensor.shape and _holds_numbers(value):
                 assert local(value).shape == local(tensor).shape, f"the state of {region.name} lies elsewhere"
                 region.zero_(value)
+
+
+def slow_weights(optimizer: Optimizer, tensor: Tensor) -> list[Tensor]:
+    """Other values of the weights of a parameter that the optimizer keeps, and that a ramp has to shrink along.
+
+    Schedule-free optimizers train at y and are evaluated at x, both of which are made of each other and of z.
+    """
+    kept = optimizer.state.get(tensor, {}).get("z") if "train_mode" in optimizer.param_groups[0] else None
+    return [kept] if isinstance(kept, Tensor) and kept.shape == tensor.shape else []
+
+
+def _holds_numbers(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def mixes_entries(optimizer: Optimizer) -> bool:
