@@ -9,6 +9,8 @@
 # make step_cost   a step with a method against the base optimizer's, and what it takes in memory
 # make cut_cost    an iteration once units have left, against the share of the FLOPs that is left
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
+# make fuzz        10,000 mutated folders of saved subnets: a named error or the saved model, and nothing else
+# make round_trips every network of the test zoo, saved here and loaded by a fresh process
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -23,7 +25,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts fuzz round_trips lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -61,7 +63,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts fuzz round_trips: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 format: $(VENV)/.dev

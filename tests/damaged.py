@@ -283,6 +283,32 @@ def runs_past_the_end(data: Any, r: random.Random) -> None:
         data["record"]["removed"][group] = [[0, size]]
 
 
+def surgery_forged(data: Any, r: random.Random) -> None:
+    """Attributes and norms of the record that name anything that a model has."""
+    record = data["record"]
+    paths = [name.rpartition(".")[0] for name in data["tensors"]] + ["", "x", "0", "\ud800", "forward"]
+    path, leaf = r.choice(paths), r.choice(("weight", "bias", "in_features", "out_features", "num_heads", "training",
+                                            "forward", "eps", "_version", "_parameters", "\u00e9"))  # fmt: skip
+    if r.random() < 0.4:
+        known = r.choice((1, 6, 8, 10, 16, 2**40))
+        name = f"{path}.{leaf}" if path else leaf
+        record["attributes"][r.choice((name, f"{name}[0]", f"{name}._version", f"{path}.forward.x"))] = [known, 1]
+        return
+    kinds = ("layer", "rms", "gated rms", "rms of gated", "scaled rms", "rescale", "group", "whole groups", "response")
+    small = (1, 2, 3, 8, 2**40)
+    record["norms"][path] = {
+        "kind": r.choice(kinds),
+        "width": r.choice(small),
+        "full_width": r.choice(small),
+        "dim": r.choice((-1, 1, 0, 8)),
+        "shape": [r.choice(small)],
+        "num_groups": r.choice((None, 1, 2**40)),
+        "offset": r.choice((0, 1)),
+        "eps_name": r.choice((None, leaf)),
+        "eps": r.choice((None, 1e-5)),
+    }
+
+
 def description_forged(data: Any, r: random.Random) -> None:
     """Numbers and names in how the model is made."""
     builder = data["builder"]
@@ -436,7 +462,7 @@ SIGNED: dict[str, Callable[[Files, random.Random], None]] = (
         f.__name__: _with_record(f, sign=True)
         for f in (
             value_replaced, values_replaced, entry_missing, entry_added, key_renamed, values_exchanged, number_off,
-            version_skewed, runs_past_the_end, description_forged,
+            version_skewed, runs_past_the_end, surgery_forged, description_forged,
         )
     }
     | {
@@ -523,6 +549,14 @@ _RUNS = (
 _INSTALLED = tuple({*sysconfig.get_paths().values(), str(Path(__file__).parents[1]), sys.base_prefix})
 
 
+def _importing() -> bool:
+    """Whether an installed module is being imported, which makes named tuples from text; "import" events say which."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 @dataclass
 class Watch:
     """What Python's audit events say happened while the watch was on; one for the whole process, hooks stay."""
@@ -537,7 +571,7 @@ class Watch:
         try:
             if event in ("exec", "compile"):
                 source = args[0].co_filename if event == "exec" and hasattr(args[0], "co_filename") else str(args[-1])
-                known = source.startswith(("<frozen", *_INSTALLED))
+                known = source.startswith(("<frozen", *_INSTALLED)) or (source == "<string>" and _importing())
             elif event == "open":
                 path, flags = str(args[0]), args[2] if isinstance(args[2], int) else 0
                 writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
@@ -619,6 +653,10 @@ def tried(folder: Path, sound: Sound, signed: bool, read: str = "load") -> Outco
         wrong = f"{wrong} did: {guard.seen[:3]}"
     if model is not None and not signed and bits(model) != sound.bits:
         wrong = f"{wrong} loaded another model"
+    if model is not None:
+        size = sum(t.nbytes for t in {id(t): t for t in named_tensors(model).values()}.values())
+        if size > sum(path.stat().st_size for path in folder.glob("*.safetensors")):
+            wrong = f"{wrong} loaded {size} bytes"
     return Outcome(result, wrong, seconds)
 
 

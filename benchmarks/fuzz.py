@@ -1,8 +1,8 @@
 """Mutated folders of saved subnets: what loading them does.
 
-    python -m benchmarks.fuzz_loader                  10,000 of them (some minutes)
-    python -m benchmarks.fuzz_loader --count 500 --seed 7
-    python -m benchmarks.fuzz_loader --only 1234      one, with its error
+    python -m benchmarks.fuzz                  10,000 of them (some minutes)
+    python -m benchmarks.fuzz --count 500 --seed 7
+    python -m benchmarks.fuzz --only 1234      one, with its error
 
 tests/damaged.py makes the mutations and watches over what is done. A folder passes if loading it gives a
 `CheckpointError` that names the folder, or, where its checksums were made right again, a model of the size of its
@@ -125,8 +125,7 @@ def report(
     lines = [
         "# Mutated folders of saved subnets",
         "",
-        f"`python -m benchmarks.fuzz_loader --count {options.count} --seed {options.seed}` with torch "
-        f"{torch.__version__}.",
+        f"`python -m benchmarks.fuzz --count {options.count} --seed {options.seed}` with torch {torch.__version__}.",
         "A folder passes if loading it ends in a `CheckpointError` that names it, or in the saved model; where all",
         "checksums were made right again after the mutation, in a model of the size of its files. Every tenth is",
         "inflated, every tenth only asked for its report. Audit hooks watch over what is run, written, fetched or",
