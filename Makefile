@@ -15,6 +15,8 @@
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
 # make quality   accuracy per FLOP of one training next to Torch-Pruning, HESSO and narrow networks (hours, resumable)
 # make quality_wall_time   seconds of a training with cuts over the dense one's
+# make fuzz        10,000 mutated folders of saved subnets: a named error or the saved model, and nothing else
+# make round_trips every network of the test zoo, saved here and loaded by a fresh process
 #
 # Both create .venv on the first call and rebuild it when pyproject.toml or this file changes. torch goes in
 # first, so that nothing that depends on it chooses the build. TORCH_OPTIONS goes to that installation,
@@ -29,7 +31,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_wall_time latency_budget lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_wall_time latency_budget fuzz round_trips lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -67,7 +69,7 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed latency_budget: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed latency_budget fuzz round_trips: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
 stock: $(VENV)/.bench

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import groups as groups_module
 from .checkpoint import read_manifest
-from .errors import ConfigurationError, OTOError
+from .errors import CheckpointError, ConfigurationError, OTOError
 from .report import SubnetReport, groups_table, with_file
 from .trace import trace
 from .visualize import draw_groups
@@ -33,7 +33,10 @@ _DTYPES = {"float": torch.float32, "double": torch.float64, "half": torch.float1
 def read_report(directory: Path) -> SubnetReport:
     """The report saved beside a subnet; the tensors are not opened."""
     manifest = read_manifest(directory)
-    report = SubnetReport.from_dict(manifest.report)
+    try:
+        report = SubnetReport.from_dict(manifest.report)
+    except CheckpointError as error:
+        raise CheckpointError(f"{manifest.path}: {error}") from error
     sizes = [(directory / file).stat().st_size for file in manifest.files if (directory / file).is_file()]
     return with_file(report, str(directory), sum(sizes)) if len(sizes) == len(manifest.files) else report
 

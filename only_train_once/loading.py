@@ -146,6 +146,9 @@ def operated(model: nn.Module, manifest: Manifest) -> nn.Module:
         apply_record(record, model)
     except SurgeryError as error:
         raise CheckpointError(f"{path} does not fit the model{note}: {error}") from error
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        # What a record of another model asks of a module, it may not have.
+        raise CheckpointError(f"{path} does not fit the model{note}: {type(error).__name__}: {error}") from error
     named = named_tensors(model)
     missing, unknown = sorted(named.keys() - shapes.keys()), sorted(shapes.keys() - named.keys())
     if missing or unknown:

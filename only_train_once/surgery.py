@@ -137,11 +137,16 @@ def check_fits(record: SurgeryRecord, model: nn.Module) -> None:
                 f"the record changes {path!r} from {change.full} to {change.kept}, but {type(model).__name__} has "
                 f"{value!r} there: the record belongs to another model"
             )
-    for path in record.norms:
+    for path, norm in record.norms.items():
         try:
-            model.get_submodule(path)
+            module = model.get_submodule(path)
         except AttributeError as error:
             raise SurgeryError(f"the record changes the norm {path!r}, which the model does not have") from error
+        eps = None if norm.eps_name is None else getattr(module, norm.eps_name, None)
+        if norm.eps_name is not None and (isinstance(eps, bool) or not isinstance(eps, (int, float, type(None)))):
+            raise SurgeryError(f"the record reads {norm.eps_name!r} of the norm {path!r}, which is {eps!r:.80} there")
+        if norm.eps_name is not None and not hasattr(module, norm.eps_name):
+            raise SurgeryError(f"the record reads {norm.eps_name!r} of {path!r}, which {type(module).__name__} lacks")
 
 
 def zero_units(model: nn.Module, groups: Iterable[PruningGroup]) -> dict[str, NDArray[np.int64]]:
