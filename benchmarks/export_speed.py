@@ -15,6 +15,7 @@ A line per cell is kept in export_speed.jsonl; a second call goes on where the f
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import statistics
 import sys
@@ -36,7 +37,7 @@ from only_train_once.flops import count_flops
 from only_train_once.inputs import call_model
 from only_train_once.speed import slow_layers
 
-LEFT, BAR, BATCHES, ROUNDS = 0.5, 0.85, (1, 8), 15
+LEFT, BAR, BATCHES, ROUNDS = 0.5, 0.85, (1, 8), 9
 BACKENDS = ("eager", "onnx", "aot")
 LINES, TABLE = Path("benchmarks/results/export_speed.jsonl"), Path("benchmarks/results/export_speed.md")
 
@@ -48,12 +49,16 @@ class Network:
     Attributes:
         heads: attention layers by which it finds heads, and how many they have.
         ignored: layers that it must not cut.
+        round_to: what its widths are multiples of; where heads share a width, that has to be divisible by them.
+        whole_heads: whether it takes whole heads instead of positions inside them, as rotary positions want.
     """
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Any]
     heads: Callable[[nn.Module], dict[nn.Module, int]] = lambda model: {}
     ignored: Callable[[nn.Module], list[nn.Module]] = lambda model: []
+    round_to: int = 16
+    whole_heads: bool = False
 
 
 class Logits(nn.Module):
@@ -74,11 +79,11 @@ class Classes(Logits):
         return result
 
 
-def of_torchvision(name: str) -> Callable[[], nn.Module]:
+def of_torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import torchvision
 
-        made: nn.Module = getattr(torchvision.models, name)(weights=None)
+        made: nn.Module = getattr(torchvision.models, name)(weights=None, **options)
         return made
 
     return build
@@ -123,11 +128,15 @@ def last(*names: str) -> Callable[[nn.Module], list[nn.Module]]:
 NETWORKS: dict[str, Network] = {
     "resnet50": Network(of_torchvision("resnet50"), pictures(128), ignored=last("fc")),
     "mobilenet_v2": Network(of_torchvision("mobilenet_v2"), pictures(128), ignored=last("classifier.1")),
-    "vit_b_16": Network(of_torchvision("vit_b_16"), pictures(224), ignored=last("heads.head")),
+    "vit_b_16": Network(
+        of_torchvision("vit_b_16", image_size=112), pictures(112), ignored=last("heads.head"), round_to=48
+    ),
     "bert, 6 layers": Network(
         bert, words(8192), by_queries("query", "key", "value", heads=6), last("classifier", "pooler.dense")
     ),
-    "llama, 6 layers": Network(llama, words(4096), by_queries("q_proj", "k_proj", "v_proj", heads=6), last("lm_head")),
+    "llama, 6 layers": Network(
+        llama, words(4096), by_queries("q_proj", "k_proj", "v_proj", heads=6), last("lm_head"), True
+    ),
 }
 
 
@@ -151,7 +160,7 @@ def ours(model: nn.Module, inputs: Any) -> tuple[nn.Module, str]:
     for _ in range(4):
         optimizer.zero_grad()
         out = call_model(model, inputs)
-        out.square().mean().backward()
+        out.mean().backward()
         optimizer.step()
     return oto.construct_subnet(verify=False).model.eval(), "multiples of 16"
 
@@ -173,14 +182,17 @@ def theirs(network: Network, dense: nn.Module, inputs: Any, target: int) -> tupl
             pruning_ratio=share,
             ignored_layers=network.ignored(model),
             num_heads=network.heads(model),
-            round_to=16,
+            prune_num_heads=network.whole_heads,
+            prune_head_dims=not network.whole_heads,
+            head_pruning_ratio=share,
+            round_to=network.round_to,
         ).step()
-        for module in model.modules():  # what its own examples do for attention written out in transformers
+        for module in model.modules():  # attributes that it leaves as they were
             if hasattr(module, "num_attention_heads") and hasattr(module, "query"):
                 module.attention_head_size = module.query.out_features // module.num_attention_heads
                 module.all_head_size = module.query.out_features
-            if hasattr(module, "q_proj") and hasattr(module, "head_dim"):
-                module.head_dim = module.q_proj.out_features // 6
+            if hasattr(module, "hidden_dim") and hasattr(module, "conv_proj"):
+                module.hidden_dim = module.conv_proj.out_channels
         flops = count_flops(model, inputs).total
         if best is None or abs(flops - target) < best[0]:
             best = abs(flops - target), model, f"share {share:.3f}"
@@ -192,13 +204,12 @@ def theirs(network: Network, dense: nn.Module, inputs: Any, target: int) -> tupl
 # ---------------------------------------------------------------- running
 
 
-def prepared(model: nn.Module, backend: str, inputs: Any, path: Path) -> Callable[[], object]:
+def prepared(model: nn.Module, backend: str, inputs: Any, path: Path) -> Callable[[Any], object]:
     if backend == "eager":
-        return lambda: call_model(model, inputs)
+        return functools.partial(call_model, model)
     suffix = ".onnx" if backend == "onnx" else ".pt2"
-    exported = export_model(model, backend, path.with_suffix(suffix), inputs=inputs, dynamic=False)
-    run = open_exported(backend, exported.path)
-    return lambda: run(inputs)
+    exported = export_model(model, backend, path.with_suffix(suffix), inputs=inputs, dynamic="batch")
+    return open_exported(backend, exported.path)
 
 
 def measured(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -234,41 +245,39 @@ def lines(name: str, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]
         notes.append(f"Torch-Pruning: {told}")
     except Exception as error:
         notes.append(f"Torch-Pruning: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
-    for batch in BATCHES:
-        inputs = network.inputs(batch)
-        for backend in BACKENDS:
-            if (name, backend, batch) in done:
-                continue
-            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-                calls = {}
-                said = list(notes)
-                for number, (which, model) in enumerate(models.items()):
-                    try:
-                        calls[which] = prepared(model, backend, inputs, Path(folder) / str(number))
-                    except Exception as error:
-                        said.append(f"{which}: {type(error).__name__}: {str(error)[:160]}")
-                times = measured(calls)
-            row = {
-                "network": name,
-                "backend": backend,
-                "batch": batch,
-                "flops": flops,
-                "seconds": {which: statistics.median(t) for which, t in times.items()},
-                "spread": {
-                    which: statistics.quantiles(t, n=4)[2] - statistics.quantiles(t, n=4)[0]
-                    for which, t in times.items()
-                },
-                "speedup": {
-                    which: statistics.median(d / s for d, s in zip(times["dense"], t, strict=True))
-                    for which, t in times.items()
-                    if which != "dense" and "dense" in times
-                },
-                "notes": said,
-            }
-            if batch > 1 and backend == "eager" and met(row) is not True:
-                slow = slow_layers(dense, slim, inputs, rounds=5)
-                row["slow"] = [str(layer) for layer in slow[:4]]
-            yield row
+    for backend in BACKENDS:
+        if all((name, backend, batch) in done for batch in BATCHES):
+            continue
+        said = list(notes)
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            runs = {}
+            for number, (which, model) in enumerate(models.items()):
+                try:
+                    runs[which] = prepared(model, backend, network.inputs(2), Path(folder) / str(number))
+                except Exception as error:
+                    said.append(f"{which}: {type(error).__name__}: {str(error)[:160]}")
+            for batch in BATCHES:
+                inputs = network.inputs(batch)
+                row = compared(runs, inputs) | {"flops": flops, "notes": said}
+                row |= {"network": name, "backend": backend, "batch": batch}
+                if batch > 1 and backend == "eager" and not met(row):
+                    row["slow"] = [str(layer) for layer in slow_layers(dense, slim, inputs, rounds=5)[:4]]
+                yield row
+
+
+def compared(runs: dict[str, Callable[[Any], object]], inputs: Any) -> dict[str, Any]:
+    """Medians and interquartile ranges, and medians of the dense model's time over another's, round by round."""
+    times = measured({which: functools.partial(run, inputs) for which, run in runs.items()})
+    quartiles = {which: statistics.quantiles(t, n=4) for which, t in times.items()}
+    return {
+        "seconds": {which: q[1] for which, q in quartiles.items()},
+        "spread": {which: q[2] - q[0] for which, q in quartiles.items()},
+        "speedup": {
+            which: statistics.median(d / s for d, s in zip(times["dense"], t, strict=True))
+            for which, t in times.items()
+            if which != "dense" and "dense" in times
+        },
+    }
 
 
 def met(row: dict[str, Any]) -> bool | None:

@@ -40,7 +40,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "lru": "complex-valued input",
         "fourier_operator": "complex-valued input",
         "orthogonal": "No ONNX function found for .*linalg_matrix_exp",
-        "message_passing": "differs on inputs",  # variances as differences of means, which cancel: rounding shows
+        "message_passing": "differs on inputs",
         "qrnn": "No ONNX function found for .*prod",
     },
 }
