@@ -804,7 +804,7 @@ class OTO:
         if ckpt_format != "torch":
             raise ConfigurationError(
                 f"ckpt_format={ckpt_format!r}: only 'torch' is written here; for safetensors use subnet.save(dir), "
-                "for ONNX torch.onnx.export(subnet.model, ...)"
+                "for ONNX subnet.export('onnx', path)"
             )
         for folder in (out_dir, full_group_sparse_model_dir, compressed_model_dir):
             if folder is not None and not isinstance(folder, (str, Path)):

@@ -36,6 +36,11 @@ REFUSED: dict[str, dict[str, str]] = {
         "noise": "differs on inputs",  # ONNX Runtime draws numbers of its own
         "spatial": "No ONNX function found for .*_adaptive_avg_pool3d",
         "lstm_projected": "All inputs to Concat must have same rank",
+        "s4d": "complex-valued input",
+        "lru": "complex-valued input",
+        "fourier_operator": "complex-valued input",
+        "orthogonal": "No ONNX function found for .*linalg_matrix_exp",
+        "message_passing": "differs on inputs",
         "qrnn": "No ONNX function found for .*prod",
     },
 }

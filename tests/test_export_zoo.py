@@ -16,8 +16,8 @@ ONNX = [
     *("mlp", "grouped", "shuffle", "grouped_query", "layer_norm", "hand_rms_norm", "group_norm", "weight_norm"),
     *("mha_cross", "decoder_norm_last", "lstm", "mamba", "sigmoid_gates", "pixel_shuffles", "dense_block", "fnet"),
 ]
-# The first dim of the input is time, or experts hold so many tokens as the example has.
-FIRST_DIM_FIXED = {"batched_experts", "group_limited"}
+# The first dim of an input is time or layers, or experts hold so many tokens as the example has.
+FIRST_DIM_FIXED = {"given_start", "lstm_time_first", "gru_all_states", "rnn_relu", "batched_experts", "group_limited"}
 
 
 @pytest.mark.filterwarnings("ignore")  # of the networks' own code; the export is silent
