@@ -140,7 +140,7 @@ def main() -> None:
         saved = len(list(Path(folder).iterdir()))
     options.out.write_text(report(lines, saved, whole, failed, time.perf_counter() - start))
     equal = sum(line[2] == "equal" for line in lines)
-    print(f"{saved} subnets, {equal} bit-equal, {len(failed)} not saved, {whole} networks without anything to cut")
+    print(f"{saved} subnets, {equal} bit-equal, {len(failed)} not saved, {whole} times nothing to cut")
     sys.exit(0 if equal == saved and not failed else 1)
 
 
@@ -157,7 +157,7 @@ def report(lines: list[list[str]], saved: int, whole: int, failed: list[str], se
             "",
             f"`python -m benchmarks.round_trips` with torch {torch.__version__}, {seconds:.0f} seconds: 40 % of the",
             "units of every group cut, by default and with wide=True, exact to 1e-9 in float64, saved, loaded by a",
-            f"fresh process. {whole} of the networks have nothing to cut. What is loaded alone needs no constructor.",
+            f"fresh process. {whole} times there was nothing to cut. What is loaded alone needs no constructor.",
             "",
             "| networks | subnets saved | of them loaded alone | bit-equal outputs |",
             "|---|---|---|---|",

@@ -21,6 +21,7 @@ import importlib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
@@ -273,6 +274,8 @@ def _made(maker: Callable[[], nn.Module], tensors: int) -> nn.Module:
             with ExitStack() as stack:
                 stack.enter_context(_limited(tensors))
                 stack.enter_context(torch.random.fork_rng(devices=[]))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # whoever made the model has seen them
                 mode: AbstractContextManager[Any] = place
                 stack.enter_context(mode)
                 model = maker()

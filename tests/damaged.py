@@ -501,7 +501,7 @@ def _place(data: Any, r: random.Random) -> tuple[Any, Any]:
 
 
 def _hostile(r: random.Random, old: Any) -> Any:
-    value = r.choice((*HOSTILE, [old], {"x": old}, [old] * 3))
+    value = copy.deepcopy(r.choice((*HOSTILE, [old], {"x": old}, [old] * 3)))
     if value == "deep":
         value = []
         for _ in range(r.choice((50, 400, 900, 3000))):
