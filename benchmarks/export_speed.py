@@ -293,6 +293,7 @@ def met(row: dict[str, Any]) -> bool | None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    rows = sorted(rows, key=lambda row: (list(NETWORKS).index(row["network"]), BACKENDS.index(row["backend"])))
     text = [
         "# Speed of slim models",
         "",
@@ -337,7 +338,7 @@ def main() -> None:
     torch.set_num_threads(1)
     known = [json.loads(text) for text in LINES.read_text().splitlines()] if LINES.exists() and not names else []
     done = {(row["network"], row["backend"], row["batch"]) for row in known}
-    for name in names or NETWORKS:  # their order is that of the table
+    for name in names or NETWORKS:
         for row in lines(name, done):
             known.append(row)
             print(json.dumps(row), flush=True)
