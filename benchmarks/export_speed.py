@@ -3,10 +3,11 @@
     python -m benchmarks.export_speed                     into benchmarks/results/export_speed.md
     python -m benchmarks.export_speed resnet50 vit_b_16   only these, printed
 
-Each network is cut to half of its FLOPs by magnitude, without training: by this library (widths kept are multiples of
-16, or 8 where 16 cannot be had) and by Torch-Pruning (`MetaPruner`, group magnitude, ``round_to=16``, the share that
-comes nearest to the same FLOPs). Eager mode, ONNX Runtime and AOTInductor then run all three in turns, in one process
-with one thread, and the medians of ratios within rounds count, so that a busy machine slows all alike.
+Each network is cut to half of its FLOPs by magnitude, without training: by this library (what is left of a group
+that loses units is a multiple of 16) and by Torch-Pruning (`MetaPruner`, group magnitude, ``round_to=16``, the share
+that comes nearest to the same FLOPs). Eager mode, ONNX Runtime and AOTInductor then run all three in turns, in one
+process with one thread. Seconds are the processor's, and the medians of ratios within rounds count: on a busy machine a
+pass waits, and for how long says nothing about it.
 
 The bar, at batches of 8: dense / slim is at least 0.85 times dense FLOPs / slim FLOPs; and never is slim slower.
 A line per cell is kept in export_speed.jsonl; a second call goes on where the first one stopped.
@@ -213,7 +214,7 @@ def prepared(model: nn.Module, backend: str, inputs: Any, path: Path) -> Callabl
 
 
 def measured(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds per round; the order turns from round to round."""
+    """Seconds of the processor per round; the order turns from round to round."""
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -221,9 +222,9 @@ def measured(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
             calls[name]()
     for turn in range(ROUNDS):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
+            start = time.process_time()
             calls[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return times
 
 
@@ -292,12 +293,13 @@ def met(row: dict[str, Any]) -> bool | None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    rows = sorted(rows, key=lambda row: (list(NETWORKS).index(row["network"]), BACKENDS.index(row["backend"])))
     text = [
         "# Speed of slim models",
         "",
-        f"`python -m benchmarks.export_speed` with torch {torch.__version__}, float32, CPU, 1 thread: networks cut to "
-        "half of their FLOPs by magnitude, without training, and run in turns with the dense one and with what "
-        "Torch-Pruning 1.6.1 cuts (`MetaPruner`, group magnitude, uniform, `round_to=16`) at the same FLOPs. "
+        f"`python -m benchmarks.export_speed` with torch {torch.__version__}, float32, CPU, 1 thread, processor time: "
+        "networks cut to half of their FLOPs by magnitude, without training, and run in turns with the dense one and "
+        "with what Torch-Pruning 1.6.1 cuts (`MetaPruner`, group magnitude, uniform, `round_to=16`) at the same FLOPs. "
         f"*needed*: {BAR} times the ratio of FLOPs at batches of 8, and 1 at single examples. Speed-ups are medians of "
         f"{ROUNDS} interleaved rounds; other programs ran on the machine.",
         "",

@@ -60,6 +60,7 @@ def test_a_program_is_the_subnet(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # torch's own use
 @pytest.mark.parametrize("name", ["convnet", "grouped_query", "layer_norm"])
 def test_compiled(name: str) -> None:
     subnet = cut(name, wide=True)
