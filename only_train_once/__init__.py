@@ -1,8 +1,7 @@
 """Train a network once and get a smaller one that computes the same function."""
 
-from .checkpoint import load
+from .checkpoint import inflate, load
 from .groups import GroupList, Kind, ParamSlice, PruningGroup, Role, find_groups
-from .inflate import inflate
 from .oto import OTO, Subnet
 from .report import SubnetReport
 from .surgery import construct_subnet

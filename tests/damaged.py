@@ -433,7 +433,7 @@ def file_names_forged(files: Files, r: random.Random) -> None:
 def keys_twice(files: Files, r: random.Random) -> None:
     text = files[RECORD_FILE].rstrip()
     key, value = r.choice(
-        (("format", 1), ("kind", "x"), ("record", {}), ("sha256", ""), ("tensors", {}), ("builder", {}))
+        (("format", 2), ("kind", "x"), ("record", {}), ("sha256", ""), ("tensors", {}), ("builder", {}))
     )
     files[RECORD_FILE] = text[:-1] + b"," + json.dumps({key: value}).encode()[1:-1] + b"}"
 

@@ -20,7 +20,7 @@ ORDER = [
     *("labels", "rules", "axes", "multiples", "activations", "products", "workload", "groups"),
     *("masking", "unitwise", "criteria", "importance", "schedules", "latency", "latency_cache", "budgets", "optim"),
     *("recipe", "norms", "record", "surgery", "verify", "exact", "cutting"),
-    *("tensor_files", "manifest", "builders", "extra_state", "loading", "checkpoint", "inflate", "stock"),
+    *("checkpoint", "stock"),
     *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "speed"),
     *("cli", "oto", "__init__"),
 ]

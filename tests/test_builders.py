@@ -16,8 +16,8 @@ import torchvision
 import transformers
 from torch import nn
 
-from only_train_once import builders, inflate, load
-from only_train_once.checkpoint import RECORD_FILE, json_digest, read_record, save
+from only_train_once import inflate, load
+from only_train_once.checkpoint import RECORD_FILE, builders, json_digest, read_record, save
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import find_groups
 from only_train_once.inputs import call_model, output_tensors

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import only_train_once
 from only_train_once import checkpoint
 from only_train_once.checkpoint import RECORD_FILE, TENSOR_FILE, json_digest, load, read_record, save
+from only_train_once.checkpoint.tensor_files import sha256
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role, find_groups
 from only_train_once.record import SurgeryRecord
 from only_train_once.surgery import construct_subnet
-from only_train_once.tensor_files import sha256
 from only_train_once.trace import trace
 
 BUILT_ON: list[str] = []
@@ -269,7 +269,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "foreign json": (edit_bytes(RECORD_FILE, lambda b: b'{"model_type": "llama"}'), "is foreign: its kind is None"),
     "a json list": (edit_bytes(RECORD_FILE, lambda b: b"[1]"), "is foreign"),
-    "newer format": (edit(lambda d: d.update(format=99)), "has format 99, this library reads up to 1"),
+    "newer format": (edit(lambda d: d.update(format=99)), "has format 99, this library reads up to 2"),
+    "older format": (edit(lambda d: d.update(format=1)), "has format 1, this library reads 2"),
     "strange format": (edit(lambda d: d.update(format="1")), "format is '1'"),
     "unsigned edit": (edit(lambda d: d["report"].update(x=1), sign=False), "does not match its checksum"),
     "newer record": (in_record(["format"], 99), "record has format 99"),

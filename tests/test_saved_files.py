@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from only_train_once import OTO, load
 from only_train_once.checkpoint import INDEX_FILE, RECORD_FILE, TENSOR_FILE, read_manifest, save
+from only_train_once.checkpoint.tensor_files import bytes_of, file_names
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.record import SurgeryRecord
-from only_train_once.tensor_files import bytes_of, file_names
 
 from .test_checkpoint import TOKENS, Net, subnet_of
 

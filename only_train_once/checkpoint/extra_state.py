@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 _KEY = "tensor"  # {"tensor": name} stands for a tensor; a dict of the user's with this key only is refused
 

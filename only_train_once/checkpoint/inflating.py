@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError, ConfigurationError, SurgeryError
+from ..inputs import Inputs
+from ..record import SurgeryRecord, TensorCut, from_runs
+from ..surgery import check_fits, compute_weight, layout_of, named_tensors, replace_tensors, rescaled, ties
+from ..verify import verify_subnet
 from . import builders, extra_state, tensor_files
-from .errors import CheckpointError, ConfigurationError, SurgeryError
-from .inputs import Inputs
 from .loading import Build, check_build, check_device, full_model, load, made_by, read_tensors, resize_computed_buffers
 from .manifest import RECORD_FILE, folder, read_manifest
-from .record import SurgeryRecord, TensorCut, from_runs
-from .surgery import check_fits, compute_weight, layout_of, named_tensors, replace_tensors, rescaled, ties
-from .verify import verify_subnet
 
 _LARGER = 1000  # a full model of more than so many times the bytes of its subnet is no such model
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, ConfigurationError
-from .record import SurgeryRecord
-from .surgery import layout_of
+from ..errors import CheckpointError, ConfigurationError
+from ..record import SurgeryRecord
+from ..surgery import layout_of
 from .tensor_files import dtype_name, file_names, is_sound_shape
 
 RECORD_FILE = "subnet.json"
-FORMAT = 1
+FORMAT = 2  # 1 had a single file of tensors
 KIND = "only_train_once.subnet"
 LAYOUTS = {
     "contiguous_format": torch.contiguous_format,
@@ -138,6 +138,10 @@ def read_record(out_dir: str | Path) -> dict[str, Any]:
     version = data.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path}: format is {version!r:.80}, expected a positive integer")
+    if version < FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, this library reads {FORMAT}: construct the subnet and save it again"
+        )
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version!r:.80}, this library reads up to {FORMAT}: update it")
     try:

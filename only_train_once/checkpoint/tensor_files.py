@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, ConfigurationError
+from ..errors import CheckpointError, ConfigurationError
 
 TENSOR_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

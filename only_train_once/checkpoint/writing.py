@@ -1,13 +1,4 @@
-"""`save` a subnet, and `load` it: ``model.safetensors`` for the tensors, ``subnet.json`` for everything else.
-
-    model.safetensors             parameters and buffers, or
-    model-00001-of-0000N.safetensors ... and model.safetensors.index.json, as Hugging Face's libraries have them
-    subnet.json                   versions, surgery record, report, how the model is made, checksums
-
-All buffers are saved, also those that ``state_dict`` leaves out: what is loaded is what was saved, and a model
-built on the meta device, which has no values at all, can be completed. ``tensor_files`` knows the first kind of file,
-``manifest`` the second, ``loading`` reads both.
-"""
+"""Writing a subnet: every file complete under its name or not there."""
 
 from __future__ import annotations
 
@@ -23,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import CheckpointError, SurgeryError
+from ..record import SurgeryRecord
+from ..surgery import apply_record, named_tensors, ties
 from . import builders, extra_state, tensor_files
-from .errors import CheckpointError, SurgeryError
-from .loading import load, resize_computed_buffers
-from .manifest import RECORD_FILE, TensorEntry, folder, json_digest, read_manifest, read_record, text_of
-from .record import SurgeryRecord
-from .surgery import apply_record, named_tensors, ties
-from .tensor_files import INDEX_FILE, TENSOR_FILE
+from .loading import resize_computed_buffers
+from .manifest import RECORD_FILE, TensorEntry, folder, read_manifest, text_of
+from .tensor_files import INDEX_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -164,17 +155,3 @@ def save_reference_format(model: nn.Module, path: str | Path) -> None:
                 f"{type(model).__name__} cannot be written to {path} as a whole module: {error}. Use subnet.save(dir), "
                 "which needs no pickle."
             ) from error
-
-
-__all__ = [
-    "INDEX_FILE",
-    "RECORD_FILE",
-    "TENSOR_FILE",
-    "folder",
-    "json_digest",
-    "load",
-    "read_manifest",
-    "read_record",
-    "save",
-    "save_reference_format",
-]

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..copying import copy_module
+from ..errors import CheckpointError, ConfigurationError, SurgeryError
+from ..record import SurgeryRecord
+from ..surgery import apply_record, named_tensors, replace_tensors
 from . import builders, extra_state, tensor_files
-from .copying import copy_module
-from .errors import CheckpointError, ConfigurationError, SurgeryError
 from .manifest import LAYOUTS, RECORD_FILE, Manifest, folder, read_manifest
-from .record import SurgeryRecord
-from .surgery import apply_record, named_tensors, replace_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -34,10 +34,10 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from .copying import copy_module
-from .errors import CheckpointError, OTOError
-from .record import SurgeryRecord
-from .surgery import named_tensors, set_attribute
+from ..copying import copy_module
+from ..errors import CheckpointError, OTOError
+from ..record import SurgeryRecord
+from ..surgery import named_tensors, set_attribute
 
 logger = logging.getLogger(__name__)
 
