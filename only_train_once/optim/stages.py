@@ -5,7 +5,7 @@ of them make the count exact: units that are at zero stay there, those still mis
 norm, and they follow along the ramp of ``removal``. The papers stop where the projection left off, with the number that
 it reached.
 
-While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs two to four times the
+While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs two to five times the
 base optimizer's (``benchmarks/results/step_cost.md``; forward and backward pass not counted): whether a unit has left
 its half-space takes the weights before and after the step. Keeping a copy, the sums over both and the change pass seven
 times over all weights, where SGD with momentum passes five times. Proximal steps look only at the weights after it, and
