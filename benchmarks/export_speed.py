@@ -299,7 +299,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"`python -m benchmarks.export_speed` with torch {torch.__version__}, float32, CPU, 1 thread, processor time: "
         "networks cut to half of their FLOPs by magnitude, without training, and run in turns with the dense one and "
-        "with what Torch-Pruning 1.6.1 cuts (`MetaPruner`, group magnitude, uniform, `round_to=16`) at the same FLOPs. "
+        "with what Torch-Pruning 1.6.1 cuts (`MetaPruner`, group magnitude, uniform, `round_to=16`) "
+        "with the share whose FLOPs come nearest. "
         f"*needed*: {BAR} times the ratio of FLOPs at batches of 8, and 1 at single examples. Speed-ups are medians of "
         f"{ROUNDS} interleaved rounds; other programs ran on the machine.",
         "",
