@@ -135,8 +135,8 @@ def one_length(total_steps: int | None, full_steps: int | None, config: Mapping[
     """Refuse anything but one of the two; what the full network's steps buy is only known with a target in FLOPs."""
     if (total_steps is None) == (full_steps is None):
         raise ConfigurationError(
-            f"total_steps is {total_steps!r} and full_steps is {full_steps!r}: give the steps of this training, or those "
-            "of a training of the full network that costs as much"
+            f"total_steps is {total_steps!r} and full_steps is {full_steps!r}: give the steps of this training, or "
+            "those of a training of the full network that costs as much"
         )
     if full_steps is not None and config.get("target_flops") is None:
         raise ConfigurationError(

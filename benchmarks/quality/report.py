@@ -18,6 +18,7 @@ from typing import Any
 
 RESULTS = Path("benchmarks/results")
 OURS = "ours"
+WORDS = ("won", "level", "behind", "**lost**", "too few seeds")
 Row = dict[str, Any]
 
 
@@ -168,9 +169,7 @@ def main() -> None:
     text = ["# Accuracy per FLOP of one training", "", (Path(__file__).parent / "about.md").read_text()]
     for budget in dict.fromkeys(row["budget"] for row in rows):
         lines, verdicts = comparison(rows, budget)
-        counts = {
-            w: sum(v.startswith(w) for v in verdicts) for w in ("won", "level", "behind", "**lost**", "too few seeds")
-        }
+        counts = {w: sum(v.startswith(w) for v in verdicts) for w in WORDS}
         text += [f"## Equal training {'FLOPs' if budget == 'flops' else 'steps'}", "", *lines, ""]
         text += [f"Cells: {', '.join(f'{n} {w}' for w, n in counts.items())}.", ""]
     for budget in dict.fromkeys(row["budget"] for row in rows):

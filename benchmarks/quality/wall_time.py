@@ -62,7 +62,7 @@ def main() -> None:
         "# Wall time of one training",
         "",
         f"`python -m benchmarks.quality.wall_time` with torch {torch.__version__}, 1 thread, CPU, processor time of "
-        "as many steps each, taken in turns: a training that ends with {SPARSITY:.0%} of the units gone, analysis, "
+        f"as many steps each, taken in turns: a training that ends with {SPARSITY:.0%} of the units gone, analysis, "
         "choosing and checked cuts included, over the dense training. The aim is at most 0.8.",
         "",
         "| network | steps | settings | dense, s | with cuts, s | ratio | FLOPs left |",
