@@ -39,7 +39,7 @@ from .optim import attach as attach_method
 from .optim.arguments import SPARSITY, flag
 from .optim.cutting import refuse_uncuttable
 from .optim.selection import units_for
-from .recipe import RECIPE, Recipe, measure_of
+from .recipe import CHEAPER, EQUAL_COST, Recipe, measure_of, one_length
 from .record import SurgeryRecord, from_runs
 from .report import SubnetReport, build_report, count_parameters, explanation, groups_table, render, with_file
 from .sensitivity import Sensitivity, analyse
@@ -616,9 +616,10 @@ class OTO:
     def train_once(
         self,
         optimizer: torch.optim.Optimizer,
-        total_steps: int,
+        total_steps: int | None = None,
         *,
-        recipe: Recipe = RECIPE,
+        full_steps: int | None = None,
+        recipe: Recipe | None = None,
         physical_cuts: bool = True,
         **config: Any,
     ) -> torch.optim.Optimizer:
@@ -626,18 +627,23 @@ class OTO:
 
         Args:
             optimizer: any torch optimizer over the model's parameters.
-            total_steps: of the training, see :meth:`steps_within` for how many those of a full training buy.
-            recipe: the settings.
+            total_steps: of the training, which costs less than the full network's; or
+            full_steps: it costs what so many steps of the full network cost, and has :meth:`steps_within` steps.
+            recipe: the settings; None for those of ``recipe.py`` that fit.
             physical_cuts: see :meth:`compact`.
             **config: ``target_flops`` or another target, and whatever else should differ from the recipe.
         """
-        left = self._left(config["target_flops"]) if config.get("target_flops") is not None else 1.0
-        settings = {**recipe.arguments(total_steps, measure_of(config), left), **config}
+        one_length(total_steps, full_steps, config)
+        chosen = recipe or (CHEAPER if full_steps is None else EQUAL_COST)
+        left = 1.0 if config.get("target_flops") is None else self._left(config["target_flops"])
+        steps = total_steps if full_steps is None else chosen.steps_within(full_steps, left)
+        assert steps is not None
+        settings = {**chosen.arguments(steps, measure_of(config), left), **config}
         return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
 
-    def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe = RECIPE) -> int:
-        """How many steps of :meth:`train_once` cost the FLOPs of ``full_steps`` steps of the full network."""
-        return recipe.steps_within(full_steps, self._left(target_flops))
+    def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe | None = None) -> int:
+        """How many steps ``train_once(full_steps=...)`` has: they cost what so many of the full network cost."""
+        return (recipe or EQUAL_COST).steps_within(full_steps, self._left(target_flops))
 
     def _left(self, target_flops: float) -> float:
         return target_flops if target_flops <= 1 else target_flops / self.compute_flops(in_million=False)["total"]

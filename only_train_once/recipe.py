@@ -2,15 +2,19 @@
 
 Train as usual at first, then prune in periods, so that the FLOPs shrink geometrically: period p of ``periods`` costs
 ``left ** (p / periods)`` of the full network, and spend the rest on what is left, all on one learning-rate schedule.
-How long the parts are is said in shares of what the training costs: a tenth before pruning, two tenths during it. A
-small network costs little, so seven tenths of the FLOPs are nearly all of the steps, and the smaller it gets the
-earlier pruning is over. `Recipe.steps_within` turns what smaller networks save into more steps::
+There are two recipes, which differ in what the lengths of these parts are shares of:
 
-    >>> recipe = Recipe()
-    >>> recipe.steps_within(1000, left=0.1)
+- `CHEAPER`, of the steps: a training of so many steps, which costs less than the full network's.
+- `EQUAL_COST`, of the FLOPs: a training that costs what ``full_steps`` steps of the full network cost, and has more
+  steps, as many as `Recipe.steps_within` says. A small network costs little, so seven tenths of the FLOPs are nearly
+  all of these steps, and the smaller it gets the earlier pruning is over::
+
+    >>> EQUAL_COST.steps_within(1000, left=0.1)
     7559
-    >>> recipe.when(7559, left=0.1)
+    >>> EQUAL_COST.when(7559, left=0.1)
     {'start_pruning_step': 100, 'pruning_steps': 445, 'pruning_periods': 8}
+    >>> round(CHEAPER.cost(1000, left=0.1))
+    260
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
 """
@@ -48,7 +52,7 @@ class Recipe:
     start: float = 0.1
     length: float = 0.2
     periods: int = 8
-    of: str = "flops"
+    of: str = "steps"
     ramp: str = "geometric"
     scarcity: float = 3.0
     cost_exponent: float = 0.25
@@ -118,9 +122,24 @@ class Recipe:
         return low
 
 
-RECIPE = Recipe()
+CHEAPER = Recipe(of="steps")
+EQUAL_COST = Recipe(of="flops")
 
 
 def measure_of(config: Mapping[str, Any]) -> str | None:
     """What the target among the arguments is in; None for a share of the units."""
     return next((m for m in MEASURES if config.get(f"target_{m}") is not None), None)
+
+
+def one_length(total_steps: int | None, full_steps: int | None, config: Mapping[str, Any]) -> None:
+    """Refuse anything but one of the two; what the full network's steps buy is only known with a target in FLOPs."""
+    if (total_steps is None) == (full_steps is None):
+        raise ConfigurationError(
+            f"total_steps is {total_steps!r} and full_steps is {full_steps!r}: give the steps of this training, or "
+            "those of a training of the full network that costs as much"
+        )
+    if full_steps is not None and config.get("target_flops") is None:
+        raise ConfigurationError(
+            f"full_steps is {full_steps!r} without target_flops, so it is not known what this training costs: give "
+            "target_flops, or total_steps"
+        )

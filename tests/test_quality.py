@@ -87,16 +87,25 @@ def rows(name: str, scores: list[float], level: float = 0.1) -> list[dict[str, o
 @pytest.mark.parametrize(
     ("ours", "sign", "word"),
     [
-        ([92, 94], 1, "won"),
-        ([90, 92], 1, "level"),
-        ([89.8, 91], 1, "behind"),
-        ([80, 82], 1, "**lost**"),
-        ([80, 82], -1, "won"),
+        ([92, 93, 94], 1, "won"),
+        ([90, 91, 92], 1, "level"),
+        ([89.8, 90.4, 91], 1, "behind"),
+        ([80, 81, 82], 1, "**lost**"),
+        ([80, 81, 82], -1, "won"),
     ],
 )
 def test_verdicts(ours: list[float], sign: int, word: str) -> None:
-    cells = {"ours": Cell(rows("ours", ours)), "a": Cell(rows("a", [90, 92])), "dense": Cell(rows("dense", [99, 99]))}
+    cells = {
+        "ours": Cell(rows("ours", ours)),
+        "a": Cell(rows("a", [90, 91, 92])),
+        "dense": Cell(rows("dense", [99, 99])),
+    }
     assert verdict(cells, sign).startswith(word)
+
+
+def test_two_seeds_are_no_verdict() -> None:
+    cells = {"ours": Cell(rows("ours", [99, 99])), "a": Cell(rows("a", [90, 91, 92]))}
+    assert verdict(cells, 1) == "too few seeds (ahead of a)"
 
 
 def test_distance_is_in_standard_errors_of_the_difference() -> None:
@@ -106,11 +115,11 @@ def test_distance_is_in_standard_errors_of_the_difference() -> None:
 
 def test_the_table_keeps_lost_cells() -> None:
     lines, verdicts = comparison(
-        [*rows("ours", [80, 82]), *rows("a", [90, 92]), *rows("dense", [99, 99], 1.0)], "flops"
+        [*rows("ours", [80, 81, 82]), *rows("a", [90, 91, 92]), *rows("dense", [99, 99], 1.0)], "flops"
     )
     assert "**lost**" in verdicts[0]
-    assert "81.0 ± 1.4" in lines[-1]
-    assert "**91.0 ± 1.4**, n 2" in lines[-1]
+    assert "81.0 ± 1.0" in lines[-1]
+    assert "**91.0 ± 1.0**, n 3" in lines[-1]
 
 
 def records(count: int, seed: int) -> bytes:

@@ -52,7 +52,7 @@ def test_a_training_costs_what_the_recipe_says(recipe: Recipe) -> None:
     steps = oto.steps_within(60, target_flops=0.2, recipe=recipe)
     assert steps > 60
     optimizer = oto.train_once(
-        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), steps, target_flops=0.2, recipe=recipe
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), full_steps=60, target_flops=0.2, recipe=recipe
     )
     full = count_flops(model.eval(), x).total
     spent = 0.0
@@ -99,3 +99,30 @@ def test_what_is_given_goes_before_the_recipe() -> None:
 def test_what_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         call()
+
+
+def test_the_recipe_that_fits() -> None:
+    def schedule(**length: int) -> Any:
+        model = network()
+        made: Any = OTO(model, torch.randn(8, 1, 8, 8)).train_once(
+            torch.optim.SGD(model.parameters(), lr=0.1), target_flops=0.2, **length
+        )
+        return made._method.schedule
+
+    assert schedule(total_steps=100).start_pruning_step == 10
+    assert schedule(full_steps=100).start_pruning_step == 10  # a tenth of the FLOPs of 100 steps, of some 400
+    assert schedule(total_steps=400).start_pruning_step == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target_flops": 0.2}, "total_steps is None and full_steps is None"),
+        ({"total_steps": 50, "full_steps": 50, "target_flops": 0.2}, "total_steps is 50 and full_steps is 50"),
+        ({"full_steps": 50, "target_params": 0.2}, "full_steps is 50 without target_flops"),
+    ],
+)
+def test_one_length_is_given(arguments: dict[str, Any], message: str) -> None:
+    model = network()
+    with pytest.raises(ConfigurationError, match=message):
+        OTO(model, torch.randn(8, 1, 8, 8)).train_once(torch.optim.SGD(model.parameters(), lr=0.1), **arguments)

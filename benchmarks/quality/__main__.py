@@ -24,10 +24,9 @@ import torch
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
 from benchmarks.quality.ablation import VARIANTS
-from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor
+from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor, recipe_of
 from benchmarks.quality.task import Task, flops
 from benchmarks.quality.tasks import AT_HAND, TASKS
-from only_train_once.recipe import Recipe
 
 RESULTS = Path("benchmarks/results/quality.jsonl")
 ABLATION = Path("benchmarks/results/quality_ablation.jsonl")
@@ -70,17 +69,17 @@ def measured(task: Task, competitor: Competitor, asked: Asked, split: str) -> di
         "parameters": sum(p.numel() for p in model.parameters()),
         "latency_ms": round(latency(model.eval(), task.example), 3),
         "seconds": round(time.process_time() - start, 1),
-        "settings": settings(competitor, task),
+        "settings": settings(competitor, asked),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def settings(competitor: Competitor, task: Task) -> dict[str, Any]:
+def settings(competitor: Competitor, asked: Asked) -> dict[str, Any]:
     """What the competitor was given besides the task; a recipe with everything in it."""
     given = dict(getattr(competitor, "keywords", {}))
     if "recipe" in given:
-        recipe = dataclasses.asdict(Recipe(**{**task.recipe, **given["recipe"]}))
+        recipe = dataclasses.asdict(recipe_of(asked, given["recipe"]))
         given["recipe"] = {**recipe, "roles": [str(getattr(r, "value", r)) for r in recipe["roles"]]}
     return given
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from benchmarks.quality import peers
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Run
 from only_train_once import OTO
-from only_train_once.recipe import Recipe
+from only_train_once.recipe import CHEAPER, EQUAL_COST, Recipe
 
 BUDGETS = ("flops", "steps")
 
@@ -59,15 +59,21 @@ def scratch(asked: Asked) -> tuple[nn.Module, Run]:
     return model, run
 
 
+def recipe_of(asked: Asked, changes: dict[str, Any]) -> Recipe:
+    """The library's recipe for the budget, with what the task and ``changes`` want otherwise."""
+    return replace(EQUAL_COST if asked.budget == "flops" else CHEAPER, **{**asked.task.recipe, **changes})
+
+
 def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
     """One training with this library; ``recipe`` and ``config`` are what differs from its defaults."""
     task = asked.task
     model, run = asked.fresh(), Run(task, asked.seed)
     optimizer = task.optimizer(model.parameters())
     oto = OTO(model, task.example, wide=task.wide)
-    settings = Recipe(**{**task.recipe, **recipe})
-    steps = settings.steps_within(task.steps, asked.level) if asked.budget == "flops" else task.steps
-    oto.train_once(optimizer, steps, recipe=settings, target_flops=asked.level, **config)
+    made = recipe_of(asked, recipe)
+    length = {"full_steps" if asked.budget == "flops" else "total_steps": task.steps}
+    oto.train_once(optimizer, **length, recipe=made, target_flops=asked.level, **config)
+    steps = made.steps_within(task.steps, asked.level) if asked.budget == "flops" else task.steps
     run.train(model, optimizer, steps)
     return oto.construct_subnet().model, run
 

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.competitors import Asked
+from benchmarks.quality.competitors import Asked, recipe_of
 from benchmarks.quality.task import Batch
 from benchmarks.quality.training import Run
 from only_train_once import OTO
-from only_train_once.recipe import Recipe
 
 SHARE = 1 / 3  # of a step, for the teacher's forward pass
 
@@ -30,9 +29,9 @@ def taught_once(
     oto = OTO(model, task.example, wide=task.wide)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = task.optimizer(model.parameters())
-    settings = Recipe(**recipe)
-    steps = settings.steps_within(round(task.steps / (1 + SHARE)), asked.level)
-    oto.train_once(optimizer, steps, recipe=settings, target_flops=asked.level)
+    made, full = recipe_of(asked, recipe), round(task.steps / (1 + SHARE))
+    steps = made.steps_within(full, asked.level)
+    oto.train_once(optimizer, full_steps=full, recipe=made, target_flops=asked.level)
     optimizer.cut_also(average)  # type: ignore[attr-defined]
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:

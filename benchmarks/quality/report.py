@@ -18,6 +18,7 @@ from typing import Any
 
 RESULTS = Path("benchmarks/results")
 OURS = "ours"
+WORDS = ("won", "level", "behind", "**lost**", "too few seeds")
 Row = dict[str, Any]
 
 
@@ -66,6 +67,8 @@ def verdict(cells: dict[str, Cell], sign: int) -> str:
         return ""
     best = max(rivals, key=lambda name: sign * rivals[name].mean)
     ahead = cells[OURS].ahead_of(rivals[best], sign)
+    if min(cells[OURS].n, rivals[best].n) < 3:  # no spread to speak of
+        return f"too few seeds ({'ahead of' if ahead > 0 else 'not ahead of'} {best})"
     word = "won" if ahead > 1 else "level" if ahead >= 0 else "behind" if ahead >= -1 else "**lost**"
     return f"{word} ({ahead:+.1f} against {best})"
 
@@ -166,7 +169,7 @@ def main() -> None:
     text = ["# Accuracy per FLOP of one training", "", (Path(__file__).parent / "about.md").read_text()]
     for budget in dict.fromkeys(row["budget"] for row in rows):
         lines, verdicts = comparison(rows, budget)
-        counts = {w: sum(v.startswith(w) for v in verdicts) for w in ("won", "level", "behind", "**lost**")}
+        counts = {w: sum(v.startswith(w) for v in verdicts) for w in WORDS}
         text += [f"## Equal training {'FLOPs' if budget == 'flops' else 'steps'}", "", *lines, ""]
         text += [f"Cells: {', '.join(f'{n} {w}' for w, n in counts.items())}.", ""]
     for budget in dict.fromkeys(row["budget"] for row in rows):

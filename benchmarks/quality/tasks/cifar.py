@@ -1,4 +1,4 @@
-"""CIFAR-10 with the networks and settings of the papers; its binary version lies in ``data/cifar-10-batches-bin``.
+"""CIFAR-10 with the networks and settings of the papers; its binary version is read from ``data/cifar-10-batches-bin``.
 
     python -m benchmarks.quality --task cifar_vgg16 --competitor ours dense scratch tp_magnitude
 
