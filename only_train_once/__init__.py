@@ -2,8 +2,9 @@
 
 from .checkpoint import inflate, load
 from .groups import GroupList, Kind, ParamSlice, PruningGroup, Role, find_groups
-from .oto import OTO, Subnet
+from .oto import OTO
 from .report import SubnetReport
+from .subnet import Subnet
 from .surgery import construct_subnet
 from .trace import trace
 from .verify import verify_subnet

@@ -22,7 +22,7 @@ ORDER = [
     *("recipe", "norms", "record", "surgery", "verify", "exact", "cutting"),
     *("checkpoint", "stock"),
     *("flops", "explain", "report", "sensitivity", "suggest", "visualize", "export", "speed"),
-    *("cli", "oto", "__init__"),
+    *("subnet", "cli", "oto", "__init__"),
 ]
 
 FILES = sorted(PACKAGE.rglob("*.py"))
