@@ -1,4 +1,4 @@
-"""`Subnet`: what construction hands back, and what can be made of it: files, ordinary checkpoints, programs, timings."""
+"""`Subnet`: what construction hands back, and what is made of it: files, ordinary checkpoints, programs, timings."""
 
 from __future__ import annotations
 
