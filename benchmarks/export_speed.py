@@ -303,8 +303,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "with the share whose FLOPs come nearest. "
         f"*needed*: {BAR} times the ratio of FLOPs at batches of 8, and 1 at single examples. Speed-ups are medians of "
         f"{ROUNDS} interleaved rounds; other programs ran on the machine. Pictures have 128 x 128 pixels, 112 x 112 "
-        "for vit_b_16, for which Torch-Pruning rounds to 48, or its heads would not divide the width. Its FLOPs come in "
-        "coarse steps: where fewer are left than of ours, a part of its speed-up is that.",
+        "for vit_b_16, for which Torch-Pruning rounds to 48, or its heads would not divide the width. Its FLOPs come "
+        "in coarse steps: where fewer are left than of ours, a part of its speed-up is that.",
         "",
         "| network | backend | batch | dense, ms (IQR) | ours, ms (IQR) | FLOPs left | speed-up | needed | met "
         "| Torch-Pruning, FLOPs left | its speed-up |",
