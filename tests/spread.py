@@ -7,6 +7,7 @@ its runs chose, the first one also the whole weights. ``test_distributed.py`` co
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping
@@ -501,6 +502,8 @@ def main(name: str) -> None:
     torch.save(results, folder / f"{size}-{rank}.pt")
     torch.distributed.barrier()  # nobody leaves while another still listens
     torch.distributed.destroy_process_group()
+    # Threads of torch's may outlive the interpreter, and then abort the process now and then.
+    os._exit(0)
 
 
 if __name__ == "__main__":

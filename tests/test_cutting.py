@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -476,6 +477,8 @@ def rank(number: int, meeting: str, rebuild: bool) -> None:
         assert [e.step for e in run.events] == [8, 12, 16]
     distributed.barrier()
     distributed.destroy_process_group()
+    # Threads of torch's may outlive the interpreter, and then abort the process now and then.
+    os._exit(0)
 
 
 WRAPPED: tuple[dict[str, Any], ...] = (
