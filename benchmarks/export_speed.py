@@ -321,8 +321,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"`python -m benchmarks.export_speed` with torch {torch.__version__}, float32, CPU, 1 thread, processor time: "
         "networks cut to half of their FLOPs by magnitude, without training, and run in turns with the dense one and "
-        "with what Torch-Pruning 1.6.1 cuts (`MetaPruner`, group magnitude, uniform, `round_to=16`) "
-        "with the share whose FLOPs come nearest. "
+        "with what Torch-Pruning 1.6.1 cuts (`MetaPruner`, group magnitude, uniform) at the share "
+        "whose FLOPs come nearest, in multiples of 16, or of 8 where those leave them farther than 2 %. "
         f"*needed*: {BAR} times the ratio of FLOPs at batches of 8, and 1 at single examples. Speed-ups are medians of "
         f"{ROUNDS} interleaved rounds; other programs ran on the machine. Pictures have 128 x 128 pixels, 112 x 112 "
         "for vit_b_16, for which Torch-Pruning rounds to 48, or its heads would not divide the width. Its FLOPs come "
