@@ -69,10 +69,10 @@ test: lint
 architectures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.architectures
 
-zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed latency_budget fuzz round_trips: $(VENV)/.dev
+zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo latency_budget fuzz round_trips: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.$@
 
-stock: $(VENV)/.bench
+stock export_speed: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.$@
 
 quality: $(VENV)/.bench
