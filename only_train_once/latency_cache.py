@@ -71,9 +71,10 @@ def remembered(device: torch.device, folder: str | Path | None = None) -> Iterat
     text = json.dumps({"machine": facts, "seconds": {**_read(path, facts), **known}}, indent=1)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, suffix=".part", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)  # whole or not at all: other processes may read it
+        with tempfile.TemporaryDirectory(dir=directory) as beside:
+            written = Path(beside) / path.name
+            written.write_text(text, encoding="utf-8")
+            os.replace(written, path)  # whole or not at all: other processes may read it
     except OSError as error:
         raise ConfigurationError(
             f"the latency cache {path} cannot be written ({error}): give cache= a folder that can be, or cache=False"

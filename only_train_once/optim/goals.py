@@ -157,7 +157,8 @@ class UnitGoal(Goal):
         count = self.due(period, periods, int(gone.sum()))
         assert count is not None
         view = self.view(scores, gone)
-        rules = next(r for r in self.pools.preferred(view.rules) if _nearest(view, self.total, r) == self.total)
+        aligned = (r for r in self.pools.preferred(view.rules) if _nearest(view, self.total, r) == self.total)
+        rules = next(aligned, view.rules)
         picked = select(view.keys, view.gone, count, self.total, **rules)
         starts = np.cumsum([0, *view.sizes])
         return np.sort(view.order[np.concatenate([at + units for at, units in zip(starts, picked, strict=False)])])
@@ -218,7 +219,7 @@ class CostGoal(Goal):
     def _plan(self, view: View, prefer: bool) -> list[int]:
         """How many units every pool will have lost; of widths that are preferred, if the target allows it."""
         counts: list[int] = []
-        for rules in self.pools.preferred(view.rules) if prefer else (view.rules,):
+        for rules in (*(self.pools.preferred(view.rules) if prefer else ()), view.rules):
             # Where groups are to lose the same share, they differ from it by as few units as bring the target near.
             for slack in (None,) if self.classes is None else (1, 2, 3):
                 counts = plan_costs(

@@ -81,10 +81,12 @@ class Pools:
         rules: dict[str, Any],
         widths: Sequence[int],
     ) -> None:
-        of = list(range(len(sizes))) if classes is None else list(classes)
+        together: dict[int, list[int]] = {}
+        for i, number in enumerate(range(len(sizes)) if classes is None else classes):
+            together.setdefault(number, []).append(i)
         self.sizes = list(sizes)
-        self.members = [[i for i, c in enumerate(of) if c == number] for number in dict.fromkeys(of)]
-        self.pool_of = [next(p for p, m in enumerate(self.members) if i in m) for i in range(len(sizes))]
+        self.members = list(together.values())
+        self.pool_of = dict(sorted((i, p) for p, members in enumerate(self.members) for i in members))
         self.starts = np.cumsum([0, *sizes])
         self.together = len(self.members) < len(sizes)
 
@@ -125,7 +127,7 @@ class Pools:
         return View([p[0] for p in pools], [p[1] for p in pools], np.concatenate([p[2] for p in pools]), rules)
 
     def preferred(self, rules: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The rules with widths aligned, then with the largest 1, 2, 4, ... pools let off, in the end as they are."""
+        """The rules with widths aligned, then with the largest 1, 2, 4, ... pools let off, as long as one is not."""
         wide = [p for p, w in enumerate(self.widths) if w > len(self.members[p])]
         wide.sort(key=lambda p: -self.sizes[self.members[p][0]])
         free = 0
@@ -135,11 +137,10 @@ class Pools:
                 divisible[p] = math.lcm(divisible[p], self.widths[p])
             yield {**rules, "divisible": divisible}
             free = max(1, 2 * free)
-        yield rules
 
     def per_group(self, counts: Sequence[int]) -> list[int]:
         """Units each group has lost, from those the pools have."""
-        return [counts[p] // len(self.members[p]) for p in self.pool_of]
+        return [counts[p] // len(self.members[p]) for p in self.pool_of.values()]
 
 
 def _in_order(key: NDArray[np.float64], gone: _Flags) -> NDArray[np.int64]:

@@ -33,6 +33,8 @@ from math import lcm
 import numpy as np
 from numpy.typing import NDArray
 
+from only_train_once.groups import PruningGroup
+
 Scores = Sequence[NDArray[np.float64]]
 Masks = Sequence[NDArray[np.bool_]]
 
@@ -40,6 +42,11 @@ Masks = Sequence[NDArray[np.bool_]]
 def units_for(total_units: int, sparsity: float) -> int:
     """``floor(N * sparsity)`` with the sparsity read as the decimal it is written as: 0.29 of 100 is 29."""
     return int(Fraction(repr(float(sparsity))) * total_units)
+
+
+def removable(group: PruningGroup, share: float) -> int:
+    """Units of one group that make the share at most, and may leave together."""
+    return min(units_for(group.size, share) // group.multiple * group.multiple, group.most)
 
 
 @dataclass(frozen=True)
