@@ -27,8 +27,7 @@ from torch.utils import _pytree as pytree
 
 from .copying import copy_module
 from .errors import ConfigurationError, ExportError
-from .flops import observing
-from .inputs import Inputs, call_model, clone_inputs, dtype_of, fresh_inputs, named_outputs, tensors_of
+from .inputs import Inputs, call_model, clone_inputs, dtype_of, fresh_inputs, named_outputs, observing, tensors_of
 from .verify import TOLERANCE, peak, relative_difference
 
 logger = logging.getLogger(__name__)

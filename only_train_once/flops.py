@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .copying import borrowed
 from .higher_order import run_inside
-from .inputs import call_model, no_fast_paths
+from .inputs import call_model, observing
 from .products import FORMULAS, Formula, flops_each
 
 
@@ -129,31 +128,6 @@ def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
-
-
-@contextmanager
-def observing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; mode, buffers, random state and fast-path switch are put back after.
-
-    Modes are set on the attribute and not through ``train()``, which some models override with side effects.
-    """
-    modes = [(m, m.training) for m in model.modules()]
-    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_meta]
-    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(no_fast_paths())
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for buffer, version, value in buffers:
-                if buffer._version != version:
-                    buffer.copy_(value)
 
 
 def count_flops(model: nn.Module, inputs: Any) -> FlopCount:

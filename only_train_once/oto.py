@@ -27,17 +27,17 @@ from .copying import copy_module
 from .cutting import CutEvent, LiveCuts
 from .errors import ConfigurationError, TraceError, VerificationError
 from .exact import Attempt
-from .flops import count_flops, observing
+from .flops import count_flops
 from .graph import Node, ValueKind
 from .groups import GroupList, PruningGroup, Role, find_groups
-from .inputs import call_model, dtype_of, inputs_for, map_inputs
+from .inputs import call_model, dtype_of, inputs_for, map_inputs, observing
 from .latency import LatencyTable, measure_latency
 from .masking import regions
 from .optim import AttachedOptimizer, build
 from .optim import attach as attach_method
-from .optim.arguments import SPARSITY, flag
+from .optim.arguments import SPARSITY, Budget, flag
 from .optim.cutting import refuse_uncuttable
-from .optim.selection import units_for
+from .optim.selection import removable
 from .recipe import CHEAPER, EQUAL_COST, Recipe, measure_of, one_length
 from .record import from_runs
 from .report import build_report, count_parameters, explanation, groups_table, render
@@ -539,7 +539,10 @@ class OTO:
         return (recipe or EQUAL_COST).steps_within(full_steps, self._left(target_flops))
 
     def _left(self, target_flops: float) -> float:
-        return target_flops if target_flops <= 1 else target_flops / self.compute_flops(in_million=False)["total"]
+        """A target in FLOPs as the share that is kept; refuses what is none."""
+        budget = Budget(target_flops=target_flops)
+        full = 1.0 if budget.target <= 1 else float(self.compute_flops(in_million=False)["total"])
+        return budget.level(full) / full
 
     def _build_optimizer(self, method: str, *, physical_cuts: bool = False, **options: Any) -> torch.optim.Optimizer:
         flag("physical_cuts", physical_cuts)
@@ -615,7 +618,7 @@ class OTO:
         chosen = {}
         for group in self.groups.prunable:
             drawn = float(torch.rand((), generator=generator)) if share is None else float(share)
-            count = min(units_for(group.size, drawn) // group.multiple * group.multiple, group.most)
+            count = removable(group, drawn)
             chosen[group.name] = torch.randperm(group.size, generator=generator)[:count].numpy()
         tensors = self._named_tensors()
         with torch.no_grad():

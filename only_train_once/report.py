@@ -21,9 +21,9 @@ from torch import nn
 
 from .errors import CheckpointError, ConfigurationError
 from .explain import coverage, way_out, what_stays
-from .flops import FlopCount, observing
+from .flops import FlopCount
 from .groups import PruningGroup, Role
-from .inputs import call_model
+from .inputs import call_model, observing
 
 PRINTED_WIDTH = 110
 

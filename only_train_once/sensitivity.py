@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from .errors import CheckpointError, ConfigurationError
 from .groups import PruningGroup, Role
 from .importance import Criteria, check_groups, needs_gradients, resolve, score_groups
+from .inputs import observing
 from .masking import regions
-from .optim.selection import units_for
+from .optim.selection import removable
 from .report import render
 
 logger = logging.getLogger(__name__)
@@ -103,14 +104,7 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able data."""
-        return {
-            "metric": self.metric,
-            "higher_is_better": self.higher_is_better,
-            "baseline": self.baseline,
-            "levels": list(self.levels),
-            "groups": [_as_dict(g) for g in self.groups],
-            "together": _as_dict(self.together),
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sensitivity:
@@ -178,10 +172,6 @@ class Sensitivity:
         return target
 
 
-def _as_dict(group: GroupSensitivity) -> dict[str, Any]:
-    return {"name": group.name, "size": group.size, "removed": list(group.removed), "values": list(group.values)}
-
-
 def _from_dict(data: Mapping[str, Any]) -> GroupSensitivity:
     return GroupSensitivity(
         str(data["name"]), int(data["size"]), tuple(map(int, data["removed"])), tuple(map(float, data["values"]))
@@ -223,30 +213,23 @@ def analyse(
     scores = _scores(groups, tensors, criteria, roles)
     # Lowest first; each level takes a prefix.
     order = [np.argsort(score, kind="stable") for score in scores]
-    taken = [[_count(group, level) for level in levels] for group in groups]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            baseline = _value(evaluate, model, "all units")
-            rows = []
-            for number, group in enumerate(groups):
-                values: dict[int, float] = {0: baseline}
-                for count in taken[number]:
-                    if count not in values:
-                        with _at_zero([group], {group.name: order[number][:count]}, tensors):
-                            values[count] = _value(evaluate, model, f"{count} units of {group.name} at zero")
-                counts = taken[number]
-                rows.append(GroupSensitivity(group.name, group.size, tuple(counts), tuple(values[c] for c in counts)))
-                logger.info("%d of %d groups: %s", number + 1, len(groups), group.name)
-            together = []
-            for place, level in enumerate(levels):
-                units = {g.name: o[: t[place]] for g, o, t in zip(groups, order, taken, strict=True)}
-                with _at_zero(groups, units, tensors):
-                    together.append(_value(evaluate, model, f"{level:.0%} of all groups at zero"))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    taken = [[removable(group, level) for level in levels] for group in groups]
+    with observing(model):
+        baseline = _value(evaluate, model, "all units")
+        rows = []
+        for number, (group, counts) in enumerate(zip(groups, taken, strict=True)):
+            values: dict[int, float] = {0: baseline}
+            for count in counts:
+                if count not in values:
+                    with _at_zero([group], {group.name: order[number][:count]}, tensors):
+                        values[count] = _value(evaluate, model, f"{count} units of {group.name} at zero")
+            rows.append(GroupSensitivity(group.name, group.size, tuple(counts), tuple(values[c] for c in counts)))
+            logger.info("%d of %d groups: %s", number + 1, len(groups), group.name)
+        together = []
+        for place, level in enumerate(levels):
+            units = {g.name: o[: t[place]] for g, o, t in zip(groups, order, taken, strict=True)}
+            with _at_zero(groups, units, tensors):
+                together.append(_value(evaluate, model, f"{level:.0%} of all groups at zero"))
     sums = tuple(sum(t[place] for t in taken) for place in range(len(levels)))
     all_groups = GroupSensitivity("all groups", sum(g.size for g in groups), sums, tuple(together))
     return Sensitivity(metric, higher_is_better, baseline, levels, tuple(rows), all_groups)
@@ -279,10 +262,6 @@ def _scores(
     with torch.no_grad():
         found = score_groups(groups, tensors, zeros, criteria, roles, {n: g.square() for n, g in zeros.items()})
     return [score.double().cpu().numpy() for score in found]
-
-
-def _count(group: PruningGroup, level: float) -> int:
-    return min(units_for(group.size, level) // group.multiple * group.multiple, group.most)
 
 
 def _value(evaluate: Callable[[nn.Module], Any], model: nn.Module, what: str) -> float:

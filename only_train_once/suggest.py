@@ -14,6 +14,7 @@ from typing import Any
 from .budgets import CostModel
 from .errors import ConfigurationError
 from .groups import GroupList
+from .optim.arguments import whole
 from .recipe import Recipe
 from .sensitivity import Sensitivity
 
@@ -64,47 +65,43 @@ def suggest(
     if (sensitivity is None) != (tolerance is None):
         given, missing = ("tolerance", "sensitivity") if sensitivity is None else ("sensitivity", "tolerance")
         raise ConfigurationError(f"{given} is given without {missing}: suggest(..., sensitivity=..., tolerance=...)")
-    when = recipe.when(total_steps)
-    when["pruning_periods"] = max(1, min(when["pruning_periods"], when["pruning_steps"] // _PERIOD))
-    start, steps = when["start_pruning_step"], when["pruning_steps"]
-    reasons = [
-        f"of {total_steps} steps {start} come before pruning, {steps} prune in {when['pruning_periods']} periods, and "
-        f"{total_steps - start - steps} train what is left"
-    ]
-    arguments: dict[str, Any] = dict(when)
-    keep = dict.fromkeys((g.name for g in groups.prunable), 1)
+    whole("total_steps", total_steps, 1)
+    prunable = groups.prunable
+    keep = dict.fromkeys((g.name for g in prunable), 1)
     if sensitivity is not None and tolerance is not None:
         known = sensitivity.min_units(tolerance)
         keep = {name: known.get(name, 1) for name in keep}
-        arguments["min_units"] = {name: n for name, n in keep.items() if n > 1}
-        held = [g.name for g in groups.prunable if keep[g.name] > 0.9 * g.size]
-        reasons.append(
-            f"min_units: what each group needs for {sensitivity.metric} to stay within {tolerance:g} when it alone is "
-            f"cut, untrained" + (f"; {', '.join(held[:5])} can hardly lose anything" if held else "")
-        )
-    removed = {g.name: list(range(max((g.size - keep[g.name]) // g.multiple * g.multiple, 0))) for g in groups.prunable}
-    wanted = next(left for steps_needed, left in _LEFT.items() if total_steps >= steps_needed)
+    removed = {g.name: list(range(max((g.size - keep[g.name]) // g.multiple * g.multiple, 0))) for g in prunable}
+    wanted = next(left for least_steps, left in _LEFT.items() if total_steps >= least_steps)
     full, least = model.costs(), model.costs(removed)
     if full.flops is None or least.flops is None:
-        share = 1 - wanted
-        possible = sum(map(len, removed.values())) / max(sum(g.size for g in groups.prunable), 1) / _ROOM
-        arguments["target_group_sparsity"] = round(min(share, possible), 3)
-        reasons.append("a share of the units: the operators of these groups are not known, so FLOPs cannot be told")
+        measure, left = None, 1.0
+        possible = sum(map(len, removed.values())) / max(sum(g.size for g in prunable), 1) / _ROOM
+        target = {"target_group_sparsity": round(min(1 - wanted, possible), 3)}
+        why = "a share of the units: the operators of these groups are not known, so FLOPs cannot be told"
     else:
         floor = least.flops / full.flops
-        left = min(max(wanted, _ROOM * floor), 1.0)
-        arguments["target_flops"] = round(left + 5e-4, 3) if left < 1 else 1.0
-        reasons.append(
+        measure, left = "flops", min(max(wanted, _ROOM * floor), 1.0)
+        target = {"target_flops": round(left + 5e-4, 3) if left < 1 else 1.0}
+        why = (
             f"{wanted:.0%} of the FLOPs kept is a rule of thumb for {total_steps} steps"
             if left == wanted
             else f"{left:.0%} of the FLOPs are kept: the smallest that can be reached is {floor:.0%}"
         )
-        arguments["cost_exponent"] = recipe.cost_exponent
-    arguments |= {
-        "importance_score_criteria": recipe.criteria,
-        "importance_roles": tuple(str(role.value) for role in recipe.roles),
-        "ramp": recipe.ramp,
-        "scarcity": recipe.scarcity,
-    }
-    reasons.append("scarcity keeps any layer from being emptied; the scores look at what reads a unit, too")
+    arguments = recipe.arguments(total_steps, measure, left) | target
+    arguments["importance_roles"] = tuple(role.value for role in recipe.roles)  # as one would write them
+    start, steps = arguments["start_pruning_step"], arguments["pruning_steps"]
+    arguments["pruning_periods"] = max(1, min(arguments["pruning_periods"], steps // _PERIOD))
+    reasons = [
+        f"of {total_steps} steps {start} come before pruning, {steps} prune in {arguments['pruning_periods']} periods, "
+        f"and {total_steps - start - steps} train what is left"
+    ]
+    if sensitivity is not None:
+        arguments["min_units"] = {name: n for name, n in keep.items() if n > 1}
+        held = [g.name for g in prunable if keep[g.name] > 0.9 * g.size]
+        reasons.append(
+            f"min_units: what each group needs for {sensitivity.metric} to stay within {tolerance:g} when it alone is "
+            f"cut, untrained" + (f"; {', '.join(held[:5])} can hardly lose anything" if held else "")
+        )
+    reasons += [why, "scarcity keeps any layer from being emptied; the scores look at what reads a unit, too"]
     return Suggestion(arguments, tuple(reasons))

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from only_train_once import find_groups, trace
 from only_train_once.budgets import CostModel
-from only_train_once.flops import count_flops, observing
-from only_train_once.inputs import call_model
+from only_train_once.flops import count_flops
+from only_train_once.inputs import call_model, observing
 
 from .zoo import ZOO
 

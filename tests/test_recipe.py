@@ -118,6 +118,10 @@ def test_the_recipe_that_fits() -> None:
     ("arguments", "message"),
     [
         ({"target_flops": 0.2}, "total_steps is None and full_steps is None"),
+        ({"total_steps": 50, "target_flops": "half"}, "target_flops is 'half'"),
+        ({"full_steps": 50, "target_flops": float("nan")}, "target_flops is nan"),
+        ({"full_steps": 50, "target_flops": 0}, "target_flops is 0"),
+        ({"full_steps": 50, "target_flops": 1e12}, "nothing is added to it"),
         ({"total_steps": 50, "full_steps": 50, "target_flops": 0.2}, "total_steps is 50 and full_steps is 50"),
         ({"full_steps": 50, "target_params": 0.2}, "full_steps is 50 without target_flops"),
     ],

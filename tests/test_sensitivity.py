@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from only_train_once import OTO
 from only_train_once.errors import CheckpointError, ConfigurationError
+from only_train_once.recipe import EQUAL_COST
 from only_train_once.sensitivity import GroupSensitivity, Sensitivity
 
 from .zoo import ZOO
@@ -243,9 +244,18 @@ def test_without_operators_units_are_counted(two: OTO) -> None:
     assert two.hesso(variant="sgd", lr=1e-2, **suggestion.arguments)
 
 
+def test_a_recipe_in_flops_gets_the_steps_that_the_target_leaves(two: OTO) -> None:
+    suggested = two.suggest(1000, recipe=EQUAL_COST).arguments
+    when = EQUAL_COST.when(1000, suggested["target_flops"])
+    assert {name: suggested[name] for name in when} == when
+    assert suggested["pruning_steps"] < two.suggest(1000).arguments["pruning_steps"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"total_steps": "many"}, "total_steps is 'many'"),
+        ({"total_steps": -1}, "total_steps is -1"),
         ({"total_steps": 3}, "total_steps is 3"),
         ({"total_steps": 1e3}, "total_steps is 1000.0"),
         ({"total_steps": 100, "tolerance": 0.1}, "tolerance is given without sensitivity"),

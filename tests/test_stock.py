@@ -288,7 +288,11 @@ def test_the_least_useful_layer_goes() -> None:
         for name, parameter in oto.model.named_parameters():
             if ".layers.1." in name and ("o_proj" in name or "down_proj" in name):
                 parameter.mul_(1e-3)
+    head: Any = oto.model.train().lm_head
+    head.eval()  # a part that its owner keeps in evaluation mode
     assert oto.zero_layers(1) == ["model.layers.1"]
+    assert oto.model.training
+    assert not head.training
     assert oto.groups["model.layers.1.mlp.gate_proj"].reason == "layer model.layers.1 is at zero as a whole"
     stock = oto.construct_subnet().to_stock()
     assert stock.config.num_hidden_layers == 2

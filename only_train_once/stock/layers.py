@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError
-from ..inputs import Inputs, call_model, clone_inputs, named_outputs
+from ..inputs import Inputs, call_model, clone_inputs, named_outputs, observing
 from . import timm_models, transformers_models
 from .convert import StackPlace, adds_nothing, places
 
@@ -87,20 +87,15 @@ def _without(modules: Iterable[nn.Module]) -> Iterator[None]:
 def _least_useful(model: nn.Module, place: StackPlace, count: int, zero: Sequence[int], inputs: Inputs) -> list[int]:
     """Greedily: the layer without which the outputs change least, given those that were chosen before."""
     chosen: list[int] = []
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            reference = _outputs(model, inputs)
-            while len(chosen) < count:
-                rest = [i for i in range(len(place.layers)) if i not in chosen and i not in zero]
-                change = {}
-                for i in rest:
-                    with _without(m for j in (*chosen, i) for m in _added(place, j)):
-                        change[i] = _distance(reference, _outputs(model, inputs))
-                chosen.append(min(rest, key=lambda i: change[i]))
-    finally:
-        model.train(training)
+    with observing(model):
+        reference = _outputs(model, inputs)
+        while len(chosen) < count:
+            rest = [i for i in range(len(place.layers)) if i not in chosen and i not in zero]
+            change = {}
+            for i in rest:
+                with _without(m for j in (*chosen, i) for m in _added(place, j)):
+                    change[i] = _distance(reference, _outputs(model, inputs))
+            chosen.append(min(rest, key=lambda i: change[i]))
     return chosen
 
 
