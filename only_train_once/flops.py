@@ -135,6 +135,7 @@ def count_flops(model: nn.Module, inputs: Any) -> FlopCount:
 
     Example::
 
+        >>> import torch
         >>> print(count_flops(nn.Linear(3, 4), torch.zeros(2, 3)))
         48 FLOPs (2 per multiply-accumulate)
 
