@@ -38,7 +38,7 @@ from .optim import attach as attach_method
 from .optim.arguments import SPARSITY, Budget, flag
 from .optim.cutting import refuse_uncuttable
 from .optim.selection import removable
-from .recipe import CHEAPER, EQUAL_COST, Recipe, measure_of, one_length
+from .recipe import CHEAPER, Recipe, measure_of, one_length, recipe_for
 from .record import from_runs
 from .report import build_report, count_parameters, explanation, groups_table, render
 from .sensitivity import Sensitivity, analyse
@@ -512,7 +512,7 @@ class OTO:
         total_steps: int | None = None,
         *,
         full_steps: int | None = None,
-        recipe: Recipe | None = None,
+        recipe: Recipe | str | None = None,
         physical_cuts: bool = True,
         **config: Any,
     ) -> torch.optim.Optimizer:
@@ -522,21 +522,22 @@ class OTO:
             optimizer: any torch optimizer over the model's parameters.
             total_steps: of the training, which costs less than the full network's; or
             full_steps: it costs what so many steps of the full network cost, and has :meth:`steps_within` steps.
-            recipe: the settings; None for those of ``recipe.py`` that fit.
+            recipe: the settings: a `Recipe`, or the name of one of ``recipe.py``: "pretrained" where the weights know
+                something already. None for "cheaper" with ``total_steps``, "equal_cost" with ``full_steps``.
             physical_cuts: see :meth:`compact`.
             **config: ``target_flops`` or another target, and whatever else should differ from the recipe.
         """
         one_length(total_steps, full_steps, config)
-        chosen = recipe or (CHEAPER if full_steps is None else EQUAL_COST)
+        chosen = recipe_for(recipe, full_steps)
         left = 1.0 if config.get("target_flops") is None else self._left(config["target_flops"])
         steps = total_steps if full_steps is None else chosen.steps_within(full_steps, left)
         assert steps is not None
         settings = {**chosen.arguments(steps, measure_of(config), left), **config}
         return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
 
-    def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe | None = None) -> int:
+    def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe | str | None = None) -> int:
         """How many steps ``train_once(full_steps=...)`` has: they cost what so many of the full network cost."""
-        return (recipe or EQUAL_COST).steps_within(full_steps, self._left(target_flops))
+        return recipe_for(recipe, full_steps).steps_within(full_steps, self._left(target_flops))
 
     def _left(self, target_flops: float) -> float:
         """A target in FLOPs as the share that is kept; refuses what is none."""
@@ -844,7 +845,7 @@ class OTO:
         *,
         sensitivity: Sensitivity | None = None,
         tolerance: float | None = None,
-        recipe: Recipe = CHEAPER,
+        recipe: Recipe | str = CHEAPER,
     ) -> Suggestion:
         """A target and a schedule for a training of so many steps, and why.
 
@@ -857,7 +858,7 @@ class OTO:
             recipe: when to prune.
         """
         model = CostModel(self.groups, self._named_tensors())
-        return suggest(self.groups, model, total_steps, recipe, sensitivity, tolerance)
+        return suggest(self.groups, model, total_steps, recipe_for(recipe, None), sensitivity, tolerance)
 
     def measure_latency(
         self, device: str | torch.device | None = None, *, cache: bool | str | Path = False, **options: Any

@@ -2,7 +2,7 @@
 
 Train as usual at first, then prune in periods, so that the FLOPs shrink geometrically: period p of ``periods`` costs
 ``left ** (p / periods)`` of the full network, and spend the rest on what is left, all on one learning-rate schedule.
-There are two recipes, which differ in what the lengths of these parts are shares of:
+There are three recipes. Two are for fresh weights, and differ in what the lengths of these parts are shares of:
 
 - `CHEAPER`, of the steps: a training of so many steps, which costs less than the full network's.
 - `EQUAL_COST`, of the FLOPs: a training that costs what ``full_steps`` steps of the full network cost, and has more
@@ -15,6 +15,9 @@ There are two recipes, which differ in what the lengths of these parts are share
     {'start_pruning_step': 100, 'pruning_steps': 445, 'pruning_periods': 8}
     >>> round(CHEAPER.cost(1000, left=0.1))
     260
+
+- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts early and takes longer, and
+  what a unit is worth is asked of the loss (Fisher) rather than of the lengths of weights.
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
 """
@@ -124,6 +127,18 @@ class Recipe:
 
 CHEAPER = Recipe(of="steps")
 EQUAL_COST = Recipe(of="flops")
+PRETRAINED = Recipe(start=0.05, length=0.4, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0)
+RECIPES: Mapping[str, Recipe] = {"cheaper": CHEAPER, "equal_cost": EQUAL_COST, "pretrained": PRETRAINED}
+
+
+def recipe_for(wanted: Recipe | str | None, full_steps: int | None) -> Recipe:
+    """The recipe of that name; without one, that which fits how the length of the training is given."""
+    if wanted is None:
+        return CHEAPER if full_steps is None else EQUAL_COST
+    if isinstance(wanted, Recipe):
+        return wanted
+    one_of("recipe", wanted, tuple(RECIPES))
+    return RECIPES[wanted]
 
 
 def measure_of(config: Mapping[str, Any]) -> str | None:

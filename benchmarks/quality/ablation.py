@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.quality import peers
 from benchmarks.quality.competitors import Competitor, once
 from benchmarks.quality.distillation import taught_once
+from benchmarks.quality.ideas import another_method, recalibrated, rewound
 
 BASE = {"start": 0.1, "length": 0.4, "of": "flops"}
 
@@ -35,6 +36,18 @@ VARIANTS: dict[str, Competitor] = {
     "chosen, Fisher": functools.partial(once, recipe={"criteria": "fisher_diagonal"}),
     "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),
     "chosen, taught by its average": functools.partial(taught_once, recipe={}),
+    "chosen, magnitude": functools.partial(once, recipe={"criteria": "magnitude"}),
+    "chosen, shares and allocation for fresh weights": functools.partial(
+        once, recipe={"start": 0.1, "length": 0.2, "cost_exponent": 0.25, "scarcity": 3.0}
+    ),
+    "chosen, all for fresh weights": functools.partial(
+        once, recipe={"start": 0.1, "length": 0.2, "cost_exponent": 0.25, "scarcity": 3.0, "criteria": "magnitude"}
+    ),
+    "chosen, learning rate rises again": functools.partial(rewound, whole_first=False),
+    "chosen, a learning-rate schedule for each part": functools.partial(rewound, whole_first=True),
+    "chosen, batch norms measured anew": recalibrated,
+    "HESSO-CRIC (corrected choice, one ramp)": functools.partial(another_method, method="hesso_cric"),
+    "DHSPG (growing decay, half-space)": functools.partial(another_method, method="dhspg"),
     "first recipe (shares of steps)": functools.partial(once, recipe={"start": 0.1, "length": 0.2, "of": "steps"}),
     "16 periods": _with(periods=16),
     "4 periods": _with(periods=4),

@@ -97,7 +97,7 @@ def cut_once(
 
     Args:
         importance: "magnitude", "taylor" or "norm", the last with its regularization before the cut.
-        before: share of the budget before the cut.
+        before: share of the budget before the cut; the batches of "taylor" are in it.
         schedule: of the learning rate: "each" training has its own, or they share one, by their "budget" or "steps".
         reg: strength of the regularization.
     """
@@ -107,11 +107,12 @@ def cut_once(
     level = cut.share
     made = pruner(task, model, importance, cut, **({"reg": reg} if importance == "norm" else {}))
     penalty = made.regularize if importance == "norm" else None
+    spared = TAYLOR_BATCHES if importance == "taylor" else 0
+    before = max(before, spared / task.steps)
     one, two = asked.steps(before, 1.0), asked.steps(1 - before, level)
     middle = {"each": None, "budget": before, "steps": one / (one + two)}[schedule]
     rise = {"each": None, "budget": RISE, "steps": RISE * task.steps / (one + two)}[schedule]
     first, second = ((0.0, 1.0), (0.0, 1.0)) if middle is None else ((0.0, middle), (middle, 1.0))
-    spared = TAYLOR_BATCHES if importance == "taylor" else 0
     run.train(model, task.optimizer(model.parameters()), one - spared, first, rise, before_step=penalty)
     if importance == "taylor":
         gradients(task, model, run)
@@ -149,8 +150,10 @@ def cut_often(
 
 COMPETITORS: dict[str, Competitor] = {
     "tp_magnitude": cut_once,
+    "tp_magnitude_first": functools.partial(cut_once, before=0.0),
     "tp_magnitude_twice": functools.partial(cut_once, schedule="each"),
     "tp_taylor": functools.partial(cut_once, importance="taylor"),
+    "tp_taylor_first": functools.partial(cut_once, importance="taylor", before=0.0),
     "tp_group_norm": functools.partial(cut_once, importance="norm", reg=1e-4),
     "tp_iterative": cut_often,
 }
