@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-WORDS = "river stone cloud lamp green under seven walks writes near old bright city train paper glass".split()
+WORDS = (
+    "river", "stone", "cloud", "lamp", "green", "under", "seven", "walks",
+    "writes", "near", "old", "bright", "city", "train", "paper", "glass",
+)  # fmt: skip
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLASSES = ("n01440764", "n01443537", "n01484850")
 
@@ -60,10 +63,16 @@ def squad_file(articles: int, seed: int) -> dict[str, object]:
     for article in range(articles):
         words = [*draw.choice(WORDS, 30)]
         qas = []
-        for at in draw.integers(0, 28, 2).tolist():
+        for number, at in enumerate(draw.integers(0, 28, 2).tolist()):
             start, answer = len(" ".join([*words[:at], ""])), " ".join(words[at : at + 2])
             answers = [{"text": answer, "answer_start": start}] * 2
-            qas.append({"id": f"{article}-{at}", "question": f" {words[at - 1]} near what?", "answers": answers})
+            qas.append(
+                {
+                    "id": f"{article}-{number}",
+                    "question": f" {WORDS[number]} {words[at - 1]} near what?",
+                    "answers": answers,
+                }
+            )
         data.append({"title": str(article), "paragraphs": [{"context": " ".join(words), "qas": qas}]})
     return {"version": "1.1", "data": data}
 

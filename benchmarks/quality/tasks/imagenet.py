@@ -122,9 +122,10 @@ def resnet50(width: float, classes: int, side: int, weights: str | None = None) 
 
     if weights is not None and width == 1:
         return resnet50(weights=weights)
-    model = resnet50(num_classes=classes)
     if width == 1:
-        return model
+        return resnet50(num_classes=classes)
+    with torch.device("meta"):  # all of its tensors are made anew
+        model = resnet50(num_classes=classes)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Conv2d):
             entry = layer.in_channels if layer is model.conv1 else scaled(width, layer.in_channels)

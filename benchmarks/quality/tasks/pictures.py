@@ -73,8 +73,14 @@ def loader(
     """Batches of the pictures in this order."""
     pairs = list(zip(order.tolist(), seeds.tolist(), strict=True))
     batches = [pairs[at : at + size] for at in range(0, len(pairs), size)]
-    pinned = workers > 0 and torch.cuda.is_available()
-    return DataLoader(drawn, batch_sampler=batches, collate_fn=Collate(mix), num_workers=workers, pin_memory=pinned)
+    return DataLoader(
+        drawn,
+        batch_sampler=batches,
+        collate_fn=Collate(mix),
+        num_workers=workers,
+        pin_memory=workers > 0 and torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it draws from the networks' random numbers
+    )
 
 
 def transforms(size: int, train: bool, settings: Mapping[str, Any]) -> Callable[[Any], Tensor]:
