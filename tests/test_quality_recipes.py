@@ -69,7 +69,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         smaller = functools.partial(build, settings.build)
         monkeypatch.setitem(imagenet.SETTINGS, name, dataclasses.replace(settings, build=smaller, batch=4, side=32))
     monkeypatch.setattr(cifar, "BATCH", 8)
-    for name, value in (("BATCH", 4), ("TOKENS", 32), ("SHARED", 8), ("QUESTION", 8)):
+    for name, value in (("BATCH", 4), ("TOKENS", 32), ("SHARED", 8), ("QUESTION", 8), ("AT_ONCE", 50)):
         monkeypatch.setattr(squad, name, value)
     squad.data.cache_clear()
     yield
@@ -330,6 +330,24 @@ def test_narrow_networks_have_the_same_layers() -> None:
     assert narrow(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
     assert narrow.layer2[0].conv2.stride == full.layer2[0].conv2.stride == (2, 2)
     assert float(narrow.layer4[2].conv2.weight.detach().std()) == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+
+
+def test_weights_are_loaded_at_full_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    from timm.models import _builder
+    from torchvision.models import _api
+
+    def state(*given: Any, **named: Any) -> dict[str, Tensor]:
+        return {name: torch.full_like(t, 2) for name, t in imagenet.resnet50(1.0, 1000, 224).state_dict().items()}
+
+    def filled(model: nn.Module, *given: Any, **named: Any) -> None:
+        nn.init.constant_(model.head.weight, 2)
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", state)
+    monkeypatch.setattr(_builder, "load_pretrained", filled)
+    for network, layer in (("imagenet_resnet50", "fc"), ("imagenet_deit", "head")):
+        for end, width, loaded in (("", 1.0, False), ("_pretrained", 1.0, True), ("_pretrained", 0.5, False)):
+            model = imagenet.SETTINGS[network + end].build(width, 1000, 224)
+            assert bool((getattr(model, layer).weight == 2).all()) == loaded
 
 
 # SQuAD ---------------------------------------------------------------------------------------------------------------
