@@ -22,6 +22,7 @@ from benchmarks.quality.__main__ import main
 from benchmarks.quality.devices import CPU, on
 from benchmarks.quality.tasks import cifar, imagenet, make, squad
 from benchmarks.quality.tasks.folders import Source
+from benchmarks.quality.tasks.pictures import transforms
 from only_train_once.flops import count_flops
 from tests import recipe_data
 
@@ -284,6 +285,17 @@ def test_pictures_of_imagenet_have_their_labels(folder: Path) -> None:
         assert imagenet.accuracy(wrong, split, pictures, settings, 0) == 0
 
 
+@pytest.mark.parametrize(("name", "interpolation"), [("imagenet_resnet50", "bilinear"), ("imagenet_deit", "bicubic")])
+def test_the_middles_of_pictures_are_scored(name: str, interpolation: str, folder: Path) -> None:
+    from torchvision import transforms as of
+
+    picture, _ = imagenet.data(folder / "imagenet").files["test"][0]
+    how = of.InterpolationMode(interpolation)
+    steps = [of.Resize(256, how), of.CenterCrop(224), of.ToTensor()]
+    whole = of.Compose([*steps, of.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    assert torch.allclose(transforms(224, False, imagenet.SETTINGS[name].augment)(picture), whole(picture), atol=1e-6)
+
+
 def test_splits_of_imagenet(folder: Path) -> None:
     pictures = imagenet.data(folder / "imagenet")
     assert pictures.numbers["train"].tolist() == list(range(1, 15))
@@ -405,15 +417,17 @@ def test_a_long_question_is_cut(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_best_span_is_the_best_of_all() -> None:
-    starts, ends = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)), torch.randn(3, 40)
-    offsets = torch.stack([torch.arange(0, 160, 4), torch.arange(3, 163, 4)], 1).repeat(3, 1, 1)
+    starts, ends = torch.randn(2, 4, 40).unbind()
+    starts[:2, 5] = ends[0, 35] = ends[1, 34] = starts[2, 20] = ends[2, 39] = 9  # 31 tokens, 30, an end outside
+    offsets = torch.stack([torch.arange(0, 160, 4), torch.arange(3, 163, 4)], 1).repeat(4, 1, 1)
     offsets[:, :4] = offsets[:, 38:] = -1
     values, spans = squad.best_spans(starts, ends, offsets)
-    for row in range(3):
+    for row in range(4):
         every = {(s, e): float(starts[row, s] + ends[row, e]) for s in range(4, 38) for e in range(s, min(s + 30, 38))}
         start, end = max(every, key=lambda span: every[span])
         assert float(values[row]) == pytest.approx(every[start, end])
         assert spans[row].tolist() == [4 * start, 4 * end + 3]
+    assert spans[1].tolist() == [4 * 5, 4 * 34 + 3]
 
 
 @pytest.mark.parametrize(
@@ -422,7 +436,7 @@ def test_the_best_span_is_the_best_of_all() -> None:
         ("The Norman conquest", "norman conquest!", 1, 1),
         ("in 1066", "1066", 0, 2 / 3),
         ("a b b c", "b c c", 0, 2 * 2 / (3 + 3)),
-        ("the", "", 1, 1),
+        ("the", "", 1, 0),  # as the script of v1.1 has it
         ("", "1066", 0, 0),
         ("theatre", "atre", 0, 0),
         ("don't", "dont", 1, 1),
@@ -440,6 +454,7 @@ def test_berts_of_other_widths(folder: Path) -> None:
     told = squad.pretrained(folder / squad.BERT)
     assert torch.equal(full.bert.encoder.layer[0].output.dense.weight, told.bert.encoder.layer[0].output.dense.weight)
     assert half.bert.encoder.layer[1].attention.self.query.weight.shape == (16, 32)
+    assert half.bert.encoder.layer[1].attention.self.num_attention_heads == 2
     assert half.bert.encoder.layer[1].intermediate.dense.weight.shape == (32, 32)
     assert 0.3 < task.share(half) < 0.6
     halved = on(task, CPU, bf16=True)

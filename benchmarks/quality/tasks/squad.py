@@ -211,7 +211,7 @@ def overlap(found: str, right: str) -> float:
     """F1 of the words."""
     one, other = plain(found), plain(right)
     shared = sum((Counter(one) & Counter(other)).values())
-    return 2 * shared / (len(one) + len(other)) if shared else float(one == other)
+    return 2 * shared / (len(one) + len(other)) if shared else 0.0
 
 
 def score(model: nn.Module, split: str, folder: Path, measure: Callable[[str, str], float]) -> float:
