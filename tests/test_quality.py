@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch
+from benchmarks.quality.devices import CPU, on
 from benchmarks.quality.report import Cell, comparison, verdict
-from benchmarks.quality.task import Task, learning_rate, nearest
-from benchmarks.quality.tasks import cifar
+from benchmarks.quality.task import Task, falling, learning_rate, nearest, quarters
+from benchmarks.quality.tasks import AT_HAND, ON_DISK
 
 PICTURES = torch.randn(16, 1, 6, 6)
 
@@ -79,6 +77,84 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
     assert learning_rate(1.0, 0.1) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "progress", "rate"),
+    [
+        (falling, 0.05, 0.5), (falling, 0.1, 1.0), (falling, 0.55, 0.5), (falling, 1.0, 0.0),
+        (quarters, 0.0, 1.0), (quarters, 0.249, 1.0), (quarters, 0.25, 0.1), (quarters, 0.5, 0.01),
+        (quarters, 1.0, 1e-3),
+    ],
+)  # fmt: skip
+def test_the_schedules_of_the_papers(schedule, progress: float, rate: float) -> None:  # type: ignore[no-untyped-def]
+    assert schedule(progress, 0.1) == pytest.approx(rate)
+
+
+def test_a_schedule_and_a_limit_of_gradients_are_the_task_s() -> None:
+    """A step of SGD is no longer than the learning rate times the limit, and there is none at a rate of 0."""
+    moved: list[float] = []
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        now = torch.cat([p.detach().flatten() for p in model.parameters()])
+        moved.append(float((now - last[-1]).norm()) if last else 0.0)
+        last.append(now)
+        return 1e3 * TASK.loss(model, batch)
+
+    last: list[Tensor] = []
+    task = dataclasses.replace(
+        TASK, clip=0.5, loss=loss, steps=5, schedule=lambda progress, rise: float(progress < 0.5),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+    )  # fmt: skip
+    dense(Asked(task, 1.0, 0, "flops"))
+    assert moved == pytest.approx([0, 0.05, 0.05, 0.05, 0], rel=1e-3)
+
+
+def test_a_task_on_a_device() -> None:
+    """Networks, batches and the example go there; a score still sees the CPU."""
+    seen: list[tuple[str, str]] = []
+
+    class There(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(("network", x.device.type))
+            return torch.ones(len(x), 4)  # a tensor without values cannot come back
+
+    def score(model: nn.Module, split: str) -> float:
+        found = model.eval()(PICTURES)
+        seen.append((split, found.device.type))
+        return float(found.mean())
+
+    there = on(dataclasses.replace(TASK, score=score, also={"twice": score}), torch.device("meta"))
+    assert {p.device.type for p in there.build(0.5).parameters()} == {"meta"}
+    batch = next(there.stream(0))
+    assert [t.device.type for t in (*batch, there.example, there.loss(there.build(1.0), batch))] == ["meta"] * 4
+    assert there.full_flops == TASK.full_flops
+    assert there.score(There(), "test") == there.also["twice"](There(), "validation") == 1
+    assert seen == [("network", "meta"), ("test", "cpu"), ("network", "meta"), ("validation", "cpu")]
+
+
+def test_forward_passes_in_bfloat16() -> None:
+    seen: list[torch.dtype] = []
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = model(batch[0])
+        seen.append(found.dtype)
+        return F.cross_entropy(found, batch[1])
+
+    task = on(dataclasses.replace(TASK, loss=loss, steps=2), CPU, bf16=True)
+    model, _ = dense(Asked(task, 1.0, 0, "flops"))
+    assert seen == [torch.bfloat16] * 2
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        short, full = task.score(model, "test"), TASK.score(model, "test")
+    assert short == pytest.approx(full, rel=0.02)
+    assert short != full
+    assert on(TASK, CPU) is TASK
+
+
+def test_what_runs_without_files() -> None:
+    assert {"cifar_vgg16", "imagenet_deit", "squad_bert"} < set(ON_DISK)
+    assert not set(AT_HAND) & set(ON_DISK)
+
+
 def rows(name: str, scores: list[float], level: float = 0.1) -> list[dict[str, object]]:
     row = {"task": "t", "level": level, "competitor": name, "budget": "flops", "metric": "accuracy, %"}
     return [{**row, "score": s, "seed": n} for n, s in enumerate(scores)]
@@ -120,55 +196,3 @@ def test_the_table_keeps_lost_cells() -> None:
     assert "**lost**" in verdicts[0]
     assert "81.0 ± 1.0" in lines[-1]
     assert "**91.0 ± 1.0**, n 3" in lines[-1]
-
-
-def records(count: int, seed: int) -> bytes:
-    """Pictures in CIFAR-10's binary format: the label, then three planes."""
-    draw = np.random.default_rng(seed)
-    rows = draw.integers(0, 256, (count, cifar.RECORD), dtype=np.uint8)
-    rows[:, 0] %= 10
-    return rows.tobytes()
-
-
-@pytest.fixture
-def cifar_folder(tmp_path: Path) -> Path:
-    for seed, name in enumerate([*cifar.FILES["train"], *cifar.FILES["test"]]):
-        (tmp_path / name).write_bytes(records(40, seed))
-    return tmp_path
-
-
-def test_cifar_is_read_from_its_binary_files(cifar_folder: Path) -> None:
-    images, labels = cifar.read(cifar_folder, cifar.FILES["test"])
-    raw = np.frombuffer(records(40, 5), dtype=np.uint8).reshape(40, -1)
-    assert labels.tolist() == raw[:, 0].tolist()
-    green = (raw[7, 1 + 1024 + 33] / 255 - cifar.MEAN[1]) / cifar.DEVIATION[1]  # second row, second column
-    assert float(images[7, 1, 1, 1]) == pytest.approx(green, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", cifar.NETWORKS)
-def test_a_training_on_cifar(name: str, cifar_folder: Path) -> None:
-    build, decay = cifar.NETWORKS[name]
-    task = cifar.cifar(name, functools.partial(lambda width: build(width / 8)), decay, cifar_folder)
-    assert task.steps == 300 * 2  # 180 of 200 pictures, in whole batches
-    model, run = scratch(Asked(dataclasses.replace(task, steps=3), 0.25, 0, "steps"))
-    assert run.done == 3
-    assert 0 <= task.score(model, "test") <= 100
-
-
-def test_shifted_pictures_are_parts_of_the_padded_ones(cifar_folder: Path) -> None:
-    images, labels = cifar.data(cifar_folder)["train"]
-    shown, told = next(cifar.batches(torch.Generator().manual_seed(0), cifar_folder))
-    padded = F.pad(images[labels == told[0]], (4, 4, 4, 4))
-    found = [p[:, t : t + 32, x : x + 32] for p in padded for t in range(9) for x in range(9)]
-    assert any(torch.equal(shown[0], f) or torch.equal(shown[0], f.flip(2)) for f in found)
-
-
-@pytest.mark.parametrize(("change", "message"), [("absent", "lacks test_batch.bin"), ("short", "no whole number")])
-def test_other_files_are_refused(change: str, message: str, cifar_folder: Path) -> None:
-    file = cifar_folder / "test_batch.bin"
-    if change == "absent":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        cifar.read(cifar_folder, cifar.FILES["test"])

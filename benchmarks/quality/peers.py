@@ -72,6 +72,11 @@ def pruner(task: Task, model: nn.Module, importance: str, cut: Cut, steps: int =
         )
 
 
+def cut_out(task: Task, model: nn.Module, made: Any) -> None:
+    made.step()
+    task.mend(model)
+
+
 @functools.cache
 def cut_for(task: Task, level: float) -> Cut:
     """What leaves ``level`` of the FLOPs, or as little more as can be; found by trying it on fresh weights."""
@@ -79,7 +84,7 @@ def cut_for(task: Task, level: float) -> Cut:
 
     def tried(cut: Cut) -> Cut:
         model = copy.deepcopy(full)
-        pruner(task, model, "magnitude", cut).step()
+        cut_out(task, model, pruner(task, model, "magnitude", cut))
         return replace(cut, share=task.share(model))
 
     low, high, found = 0.0, 1.0, []
@@ -116,7 +121,7 @@ def cut_once(
     run.train(model, task.optimizer(model.parameters()), one - spared, first, rise, before_step=penalty)
     if importance == "taylor":
         gradients(task, model, run)
-    made.step()
+    cut_out(task, model, made)
     run.train(model, task.optimizer(model.parameters()), two, second, rise)
     return model, run
 
@@ -140,7 +145,7 @@ def cut_often(
     run.train(model, task.optimizer(model.parameters()), asked.steps(before, 1.0), (0.0, before), RISE)
     at = before
     for number in range(times):
-        made.step()
+        cut_out(task, model, made)
         share = during / (times - 1) if number + 1 < times else 1 - at
         steps = asked.steps(share, task.share(model))
         run.train(model, task.optimizer(model.parameters()), steps, (at, at + share), RISE)

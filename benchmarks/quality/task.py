@@ -18,6 +18,23 @@ NEAR = 0.99  # a competitor's network has at least so much of the FLOPs asked fo
 RISE = 0.05  # of the steps of the dense training: so many let the learning rate rise, in every training
 
 
+def learning_rate(progress: float, rise: float) -> float:
+    """Of the peak, when this share of a schedule is done: a rise over its share ``rise``, then half a cosine to 0."""
+    if progress < rise:
+        return progress / rise
+    return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+
+
+def falling(progress: float, rise: float) -> float:
+    """The same rise, then a straight line to 0, as BERT is fine-tuned."""
+    return progress / rise if progress < rise else (1 - progress) / (1 - rise)
+
+
+def quarters(progress: float, rise: float) -> float:
+    """A tenth of it after each quarter and no rise, as the papers of OTO train residual networks."""
+    return 0.1 ** min(int(4 * progress), 3)
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What is learned, and how: the same for all competitors.
@@ -38,6 +55,10 @@ class Task:
             -> number of heads.
         kept: (network) -> layers whose outputs Torch-Pruning has to leave alone.
         recipe: settings of this library's recipe that differ here; part of what is measured, and written down.
+        schedule: (share of the steps done, share in which it may rise) -> share of the peak learning rate.
+        clip: norm that gradients are clipped to; None for no limit.
+        also: other scores that are written down, by name.
+        mend: (network, after Torch-Pruning cut it): sets what its forward reads beside the weights.
     """
 
     name: str
@@ -54,6 +75,10 @@ class Task:
     heads: Callable[[nn.Module], Mapping[nn.Module, int]] = lambda model: {}
     kept: Callable[[nn.Module], list[Any]] = lambda model: []
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Callable[[float, float], float] = learning_rate
+    clip: float | None = None
+    also: Mapping[str, Callable[[nn.Module, str], float]] = field(default_factory=dict)
+    mend: Callable[[nn.Module], None] = lambda model: None
 
     @functools.cached_property
     def full_flops(self) -> int:
@@ -90,10 +115,3 @@ def flops(model: nn.Module, example: Any) -> int:
     total = count_flops(model.eval(), example).total
     model.train(training)
     return total
-
-
-def learning_rate(progress: float, rise: float) -> float:
-    """Of the peak, when this share of a schedule is done: a rise over its share ``rise``, then half a cosine to 0."""
-    if progress < rise:
-        return progress / rise
-    return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))

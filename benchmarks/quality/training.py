@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality.task import RISE, Batch, Task, learning_rate
+from benchmarks.quality.task import RISE, Batch, Task
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Run:
             now = sum(p.numel() for p in model.parameters())
             if now != size:  # units have left
                 size, share = now, self.task.share(model)
-            rate = learning_rate(part[0] + (part[1] - part[0]) * step / steps, rise)
+            rate = self.task.schedule(part[0] + (part[1] - part[0]) * step / steps, rise)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
             value = loss(model, next(self._stream))
@@ -58,6 +58,8 @@ class Run:
             value.backward()
             if before_step is not None:
                 before_step(model)
+            if self.task.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.task.clip)
             optimizer.step()
             self.done += 1
             self.spent += share

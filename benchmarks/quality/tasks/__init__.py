@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.quality.task import Task
-from benchmarks.quality.tasks import cifar, digits, language, sentences, superresolution
+from benchmarks.quality.tasks import cifar, digits, imagenet, language, sentences, squad, superresolution
+from benchmarks.quality.tasks.folders import Source
 
-TASKS: dict[str, Callable[[], Task]] = {
+ON_DISK: dict[str, Callable[..., Task]] = {**cifar.TASKS, **imagenet.TASKS, **squad.TASKS}  # they take a `Source`
+TASKS: dict[str, Callable[..., Task]] = {
     **digits.TASKS,
     **language.TASKS,
     **superresolution.TASKS,
     **sentences.TASKS,
-    **cifar.TASKS,
+    **ON_DISK,
 }
-AT_HAND = [name for name in TASKS if name not in cifar.TASKS]  # their data comes with packages
+AT_HAND = [name for name in TASKS if name not in ON_DISK]  # their data comes with packages
+
+
+def make(name: str, source: Source) -> Task:
+    return TASKS[name](source) if name in ON_DISK else TASKS[name]()
