@@ -1,4 +1,4 @@
-"""Ideas that need more than other settings of the recipe: other methods, other learning rates, batch norms measured anew.
+"""Ideas that need more than other settings of the recipe: other methods, learning rates, batch norms measured anew.
 
 All of them have the budget of the recipe, in FLOPs.
 """
