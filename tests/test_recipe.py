@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from only_train_once import OTO
 from only_train_once.errors import ConfigurationError
 from only_train_once.flops import count_flops
-from only_train_once.recipe import Recipe
+from only_train_once.recipe import RECIPES, Recipe, recipe_for
 
 STEPS, FLOPS = Recipe(start=0.1, length=0.2, of="steps"), Recipe(start=0.1, length=0.4, of="flops")
 
@@ -94,6 +95,8 @@ def test_what_is_given_goes_before_the_recipe() -> None:
         (lambda: Recipe(of="epochs"), "of is 'epochs'"),
         (lambda: Recipe().steps_within(100, 0.0), "left is 0.0"),
         (lambda: Recipe().when(3), "total_steps is 3"),
+        (lambda: recipe_for("fine-tuning", None), "recipe is 'fine-tuning'"),
+        (lambda: recipe_for({"start": 0.1}, 100), "recipe is {'start': 0.1}"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_refused(call: Any, message: str) -> None:
@@ -112,6 +115,21 @@ def test_the_recipe_that_fits() -> None:
     assert schedule(total_steps=100).start_pruning_step == 10
     assert schedule(full_steps=100).start_pruning_step == 10  # a tenth of the FLOPs of 100 steps, of some 400
     assert schedule(total_steps=400).start_pruning_step == 40
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES.items())
+def test_a_recipe_by_name(name: str, recipe: Recipe) -> None:
+    def settings(wanted: Any) -> dict[str, Any]:
+        model = network()
+        oto = OTO(model, torch.randn(8, 1, 8, 8))
+        made: Any = oto.train_once(torch.optim.SGD(model.parameters(), lr=0.1), 100, target_flops=0.3, recipe=wanted)
+        method = made._method
+        budget, schedule = dataclasses.asdict(method.budget), dataclasses.asdict(method.schedule)
+        return {**budget, **schedule, "criteria": method.scoring.criteria, "steps": oto.steps_within(100, 0.3, wanted)}
+
+    assert settings(name) == settings(recipe)
+    others = [settings(other) for other in RECIPES if other != name]
+    assert settings(name) not in others
 
 
 @pytest.mark.parametrize(
