@@ -246,6 +246,16 @@ def test_units_that_make_a_width(made: PruningGroup, expected: int, monkeypatch:
 
 
 @pytest.mark.parametrize(
+    ("left", "expected"), [(1.0, 8), (0.5, 8), (0.49, 4), (0.25, 4), (0.22, 2), (0.1, 1), (0.0, 1)]
+)
+def test_few_units_left_prefer_small_multiples(left: float, expected: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(pools, "preferred_width", lambda device, dtype: 8)
+    made = group(64, (1, 64, Role.ZERO))
+    assert aligned_units(made, {"w0": torch.empty(0)}, None, left) == expected
+    assert aligned_units(made, {"w0": torch.empty(0)}, 8, left) == 8  # what a user asks for
+
+
+@pytest.mark.parametrize(
     ("device", "dtype", "expected"),
     [
         ("cuda", torch.float32, 32),

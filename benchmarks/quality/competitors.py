@@ -79,7 +79,7 @@ def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module
 
 
 # HESSO by its published formulas, to which ``tests/test_optim.py`` proves this library's equal, step by step; with a
-# target in FLOPs, and units that leave physically, so that it has the same budget.
+# target in FLOPs, any width, and units that leave physically, so that it has the same budget.
 PUBLISHED = {
     "start": 1 / 6, "length": 1 / 3, "periods": 10, "of": "steps", "ramp": "linear", "scarcity": 0.0,
     "cost_exponent": 0.0, "criteria": "default", "roles": ("zero",),
@@ -90,6 +90,6 @@ COMPETITORS: dict[str, Competitor] = {
     "ours": functools.partial(once, recipe={}),
     "dense": dense,
     "scratch": scratch,
-    "hesso": functools.partial(once, recipe=PUBLISHED),
+    "hesso": functools.partial(once, recipe=PUBLISHED, align=1),
     **peers.COMPETITORS,
 }

@@ -62,7 +62,8 @@ class Goal(ABC):
     shortfall = 0
     waits: bool
 
-    def __init__(self, candidates: Candidates, schedule: Schedule, budget: Budget) -> None:
+    def __init__(self, candidates: Candidates, schedule: Schedule, budget: Budget, left: float) -> None:
+        """``left``: the share of their units that groups are expected to keep."""
         self.groups, self.budget, self.divisible = candidates.groups, budget, schedule.group_divisible
         self.sizes = [g.size for g in self.groups]
         self.units = sum(self.sizes)
@@ -74,7 +75,7 @@ class Goal(ABC):
             self.sizes,
             isomorphic(self.groups, candidates.tensors) if budget.uniform else None,
             {"divisible": divisible, "multiples": multiples, "min_units": least, "max_units": most},
-            [aligned_units(g, candidates.tensors, align) for g in self.groups],
+            [aligned_units(g, candidates.tensors, align, left) for g in self.groups],
         )
         self.most = [(g.size - low) // g.multiple * g.multiple for g, low in zip(self.groups, least, strict=True)]
         self.classes = _classes(candidates, budget.ranking)
@@ -122,7 +123,7 @@ class UnitGoal(Goal):
     """A share of the units."""
 
     def __init__(self, candidates: Candidates, schedule: Schedule, budget: Budget, share: float) -> None:
-        super().__init__(candidates, schedule, budget)
+        super().__init__(candidates, schedule, budget, 1 - share)
         self._share = share
         requested = units_for(self.units, share)
         self.total = _nearest(self.untouched(), requested)
@@ -182,13 +183,15 @@ class CostGoal(Goal):
     """A cost that is left."""
 
     def __init__(self, candidates: Candidates, schedule: Schedule, budget: Budget) -> None:
-        super().__init__(candidates, schedule, budget)
         assert budget.measure is not None
         self.measure = budget.measure
         workload = None if candidates.analysis is None else candidates.analysis.workload
         self.model = CostModel(candidates.groups, candidates.named_tensors, workload, budget.latency_table)
-        self.full = self._cost(np.zeros(self.units, dtype=bool))
+        self.full = self._cost(np.zeros(sum(g.size for g in candidates.groups), dtype=bool))
         self.target = budget.level(self.full)
+        # Products of widths shrink with the square of them.
+        left = (self.target / self.full) ** (0.5 if self.measure in ("params", "flops") else 1.0)
+        super().__init__(candidates, schedule, budget, left)
         self.final, self.extra = True, 0
         view = self.untouched()
         allowed = all_allowed(view.sizes, view.lost, **view.rules)

@@ -159,7 +159,11 @@ def _head(model: nn.Module) -> list[Any]:
     return [model.head]
 
 
-_VIT: Mapping[str, Any] = {"wide": True, "heads": attention_layers, "kept": _head}
+# Learned positions take long to learn pictures that are shifted: 480 steps give the full network 77 % with and 95 %
+# without (validation).
+_VIT: Mapping[str, Any] = {
+    "wide": True, "heads": attention_layers, "kept": _head, "shifted": False, "steps": 480,
+}  # fmt: skip
 TASKS = {
     "digits_res": _digits("digits_res", residual, sgd, kept=last_layer),
     "digits_vgg": _digits("digits_vgg", vgg, sgd, kept=last_layer),
