@@ -37,11 +37,11 @@ from torch.optim import Optimizer
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
-from only_train_once.masking import Region
 from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, whole
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import lowest_with_room
 from only_train_once.optim.method import Companions, register_method
+from only_train_once.optim.ramp import Ramp
 from only_train_once.optim.removal import Removal
 from only_train_once.optim.scoring import Scoring, split
 from only_train_once.optim.snapshot import Snapshot, check_snapshot, load_snapshot
@@ -123,7 +123,7 @@ class HessoCric(Removal):
         self._count = torch.zeros((), dtype=torch.int64, device=self._units.device)
         self._candidates = torch.zeros(self.units, dtype=torch.bool, device=self._units.device)
         self._pending: tuple[Tensor, Tensor, Tensor] | None = None
-        self._shrunk: tuple[Region, ...] | None = None
+        self._shrunk: Ramp | None = None
         self._snapshot: Snapshot | None = None
 
     def _ramp_from(self, step: int) -> dict[str, int]:
@@ -200,9 +200,8 @@ class HessoCric(Removal):
             return
         if self._shrunk is None:
             now = self.violators == self.cycle + 1
-            self._shrunk = self._regions(now, lambda group, s: s.role is Role.ZERO)
-        for region in self._shrunk:
-            region.scale_(self.tensors[region.name], decay_factor(t, self.sampling))
+            self._shrunk = Ramp(self._regions(now, lambda group, s: s.role is Role.ZERO), self.tensors)
+        self._shrunk.scale_(decay_factor(t, self.sampling))
 
     def _close(self, optimizer: Optimizer) -> None:
         """Put everything back; who is new among the candidates decides whether another cycle follows."""
