@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,9 +116,9 @@ def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, 
 
 # -- sums over entries -----------------------------------------------------------------------------------------------
 
-_BLOCK = 1 << 17  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
-Pairs = Callable[[str, slice], Sequence[tuple[Tensor, Tensor]]]  # name, rows -> tensors to be multiplied
+_BLOCK = 1 << 18  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
 Names = str | tuple[str, ...]  # of a tensor, or of vectors that are taken together, one after the other
+Pairs = Callable[[Any, slice], Sequence[tuple[Tensor, Tensor]]]  # name (or names), rows -> tensors to be multiplied
 
 
 def blocks(shape: Sequence[int]) -> Iterator[slice]:

@@ -26,6 +26,7 @@ from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import (
     HALF,
     Names,
+    Pairs,
     Positions,
     Tensors,
     blocks,
@@ -191,7 +192,7 @@ class Units:
 
         return self.dots(pair, [Sum(0)], bundled=True)[0]
 
-    def dots(self, pairs: Callable[[Any, slice], Any], wanted: Sequence[Sum], bundled: bool = False) -> list[Tensor]:
+    def dots(self, pairs: Pairs, wanted: Sequence[Sum], bundled: bool = False) -> list[Tensor]:
         """Sums of inner products of pairs of tensors, in one walk over them and with one message.  (count,) each
 
         Args:
