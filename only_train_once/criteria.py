@@ -31,7 +31,7 @@ To add one, give ``importance_score_criteria`` a function (group, parameters, gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -41,6 +41,7 @@ from torch import Tensor
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import (
+    BLOCK,
     Names,
     Pairs,
     Tensors,
@@ -100,20 +101,32 @@ def _live(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: 
 
 def _apart(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
     """Squared distances between units, slice by slice.  (units, units)"""
-    vectors = []
+    total: Tensor | None = None
     for s in group.with_role(*roles):
         if not s.role.is_tensor:
             continue
         # Rows of two processes cannot be subtracted: such a tensor is split along another dim first.
         tensor, counted = unsplit(x[s.param].detach(), s.dim)
-        rows = precise(local(tensor))
-        if not rows.numel() or not counted or not shares_of(x).counts(s.param):
-            vectors.append(rows.new_empty(group.size, 0))
-            continue
-        rows = rows.movedim(s.dim, 0)
-        vectors.append(rows[torch.from_numpy(s.index).to(rows.device)].reshape(group.size, -1))
-    together = torch.cat([v.to(vectors[0].device, vectors[0].dtype) for v in vectors], dim=1)
-    return torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").square()
+        here = local(tensor)
+        if total is None:
+            total = precise(here.new_zeros(group.size, group.size))
+        if here.numel() and counted and shares_of(x).counts(s.param):
+            for part in _vectors(here.movedim(s.dim, 0), torch.from_numpy(s.index).to(here.device)):
+                distances = torch.cdist(part, part, compute_mode="donot_use_mm_for_euclid_dist").square()
+                total = total + distances.to(total.device)
+    assert total is not None
+    return total
+
+
+def _vectors(values: Tensor, index: Tensor) -> Iterator[Tensor]:
+    """What units have in their positions of the first dim, some of the entries at a time.  (units, entries)"""
+    if values.dim() == 1:
+        yield precise(values[index])
+        return
+    step = max(BLOCK // (len(index) * values[0, 0].numel()), 1)
+    for positions in index.unbind(1):
+        for first in range(0, values.shape[1], step):
+            yield precise(values[:, first : first + step][positions]).flatten(1)
 
 
 SUMS: dict[str, Callable[[PruningGroup, Tensors, Tensors, Tensors, Collection[Role]], Tensor]] = {

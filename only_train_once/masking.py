@@ -116,14 +116,14 @@ def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, 
 
 # -- sums over entries -----------------------------------------------------------------------------------------------
 
-_BLOCK = 1 << 18  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
+BLOCK = 1 << 18  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
 Names = str | tuple[str, ...]  # of a tensor, or of vectors that are taken together, one after the other
 Pairs = Callable[[Any, slice], Sequence[tuple[Tensor, Tensor]]]  # name (or names), rows -> tensors to be multiplied
 
 
 def blocks(shape: Sequence[int]) -> Iterator[slice]:
     """Rows of a tensor that are worked on together, in order; nothing larger than these is ever made."""
-    step = max(_BLOCK // max(math.prod(shape[1:]), 1), 1)
+    step = max(BLOCK // max(math.prod(shape[1:]), 1), 1)
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 

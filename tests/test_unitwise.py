@@ -115,7 +115,7 @@ def test_a_tensor_is_walked_through_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     arguments = (b, torch.linspace(-1, 2, 8).double(), dict.fromkeys(SHAPES, 0.5))
     flags = torch.tensor([True, False, False, True, False, False, True, False])
     units.change_(changed, *arguments, back=flags.roll(1), zero=flags)
-    monkeypatch.setattr(masking, "_BLOCK", 3)
+    monkeypatch.setattr(masking, "BLOCK", 3)
     assert len(list(masking.blocks(SHAPES["square"]))) == 4
     torch.testing.assert_close(units.dot(a, b), whole, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(torch.cat([unit_dot(g, a, b) for g in GROUPS]), whole, rtol=1e-12, atol=1e-15)
