@@ -281,8 +281,8 @@ def main() -> None:
         "with every network and base, reading the weights before and after a step, by which the projection methods "
         "know whether a unit has left its half-space: **1.10 during pruning is out of reach for HSPG, AdaHSPG+ and "
         "DHSPG**, and so it is for the cycles of HESSO-CRIC, which read weights and gradients at every step. "
-        "What comes on top of the products: the penalty moves units along their old values, and as an optimizer's update is its "
-        "own affair, these have to be copied before the step.",
+        "What comes on top of the products: the penalty moves units along their old values, and as an optimizer's "
+        "update is its own affair, these have to be copied before the step.",
         "",
         f"| network | base | share | {' | '.join(FLOORS)} |",
         "|---|---|---:|" + "---:|" * len(FLOORS),
