@@ -118,7 +118,7 @@ def main() -> None:
         f"iterations. FLOPs are those of the forward pass. Widths stay multiples of {DIVISIBLE}. The aim for time over "
         f"FLOPs is at most {AIM}; what is above it are operators without FLOPs (pooling, norms, activations), which "
         "shrink less. *the plain subnet's* is the network of that size, built apart and trained by plain AdamW, in "
-        "turns with the others: what it needs over its FLOPs is the network's own cost, and the last column is ours over it.",
+        "turns with the others: what it needs over its FLOPs is the network's own cost; the last column compares.",
         "",
         "| network | sparsity | FLOPs left | time left | time over FLOPs | the plain subnet's | time over its |",
         "|---|---:|---:|---:|---:|---:|---:|",
