@@ -276,11 +276,13 @@ def main() -> None:
         "",
         "The base step and the least reading and writing that a kind of method needs, over the base step, with torch's "
         "fastest operators on weights that lie one after the other and no numbers per unit at all. *share*: of the "
-        "parameters, the entries of prunable units. A ramp of HESSO scales about a sixth of these here (half of the "
-        "units in three periods), one of HESSO-CRIC half of them: with ResNet-18 that alone is more than 1.10. So is, "
-        "with every network and base, reading the weights before and after a step, by which the projection methods "
-        "know whether a unit has left its half-space: **1.10 during pruning is out of reach for HSPG, AdaHSPG+ and "
-        "DHSPG**, and so it is for the cycles of HESSO-CRIC, which read weights and gradients at every step. "
+        "parameters, the entries of prunable units. A ramp of HESSO scales a sixth of the units at a time here "
+        "(half of them in three periods), one of HESSO-CRIC half of them; units differ in size. Reading the "
+        "weights before and after a step, by which the projection methods know whether a unit has left its half-"
+        "space, is more than 1.10 with every network and base: **1.10 during pruning is out of reach for HSPG, "
+        "AdaHSPG+ and DHSPG**, and so it is for the cycles of HESSO-CRIC, which read weights and gradients at "
+        "every step. (The figures of HESSO-CRIC *during* are medians over cycles, ramp and the steps that cycles "
+        "were planned for and did not take.) "
         "What comes on top of the products: the penalty moves units along their old values, and as an optimizer's "
         "update is its own affair, these have to be copied before the step.",
         "",
