@@ -23,54 +23,63 @@ Sign of the cosine: moving x to 0 changes the loss by -<x, g> to first order, so
 whose removal *helps*, and it has to score low. A unit at zero has nothing left to lose: no unit scores lower. It scores
 0, but for the last two rows, whose scores are negative.
 
-Each is a formula over sums that `SUMS` knows. Tensors may be spread over processes: each adds up what it has, and the
-formulas see what all of them have (`sums_of`).
+Each is a formula over sums that `_PRODUCTS` or `SUMS` knows. Tensors may be spread over processes: each adds up what it
+has, and the formulas see what all of them have (`sums_of`).
 
 To add one, give ``importance_score_criteria`` a function (group, parameters, gradients) -> scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from only_train_once.errors import ConfigurationError
 from only_train_once.groups import PruningGroup, Role
-from only_train_once.masking import Tensors, partial_dot, partial_live, partial_products, precise, rows, unit_numel
+from only_train_once.masking import (
+    BLOCK,
+    Names,
+    Pairs,
+    Tensors,
+    partial_dot,
+    partial_live,
+    partial_products,
+    precise,
+    rows,
+    unit_numel,
+)
 from only_train_once.sharding import local, shares_of, unsplit
+from only_train_once.unitwise import Sum, Units
 
 _ZERO = (Role.ZERO,)
-Sums = Mapping[str, Tensor]  # a name in `SUMS` -> number per unit, or per pair of units
+Sums = Mapping[str, Tensor]  # a name in `_PRODUCTS` or `SUMS` -> number per unit, or per pair of units
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------
 
 
-def _lengths(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
-    """``||x||^2``.  (units,)"""
-    return partial_dot(group, x, x, roles)
+# Of the rows of x, g and E[g^2], functions that make them: what the inner products are between.
+_Rows = Callable[[], Tensor]
+_PRODUCTS: dict[str, Callable[[_Rows, _Rows, _Rows], tuple[Tensor, Tensor]]] = {
+    "lengths": lambda x, g, squares: (x(), x()),  # ||x||^2
+    "products": lambda x, g, squares: (x(), g()),  # <x, g>
+    "slopes": lambda x, g, squares: (g(), g()),  # ||g||^2
+    "curvatures": lambda x, g, squares: (x().abs().square(), squares()),  # <x^2, E[g^2]>
+}
 
 
-def _products(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
-    """``<x, g>``.  (units,)"""
-    return partial_dot(group, x, g, roles)
+def _pairs(names: Sequence[str], x: Tensors, g: Tensors, squares: Tensors) -> Pairs:
+    """The pairs of `_PRODUCTS`; rows are made once for all of them."""
 
+    def pairs(name: Names, block: slice) -> list[tuple[Tensor, Tensor]]:
+        made = [cache(partial(rows, tensors, name, block)) for tensors in (x, g, squares)]
+        return [_PRODUCTS[wanted](*made) for wanted in names]
 
-def _slopes(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
-    """``||g||^2``.  (units,)"""
-    return partial_products(group, x, lambda name, block: [(rows(g, name, block),) * 2], roles)[0]
-
-
-def _curvatures(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
-    """``<x^2, E[g^2]>``.  (units,)"""
-
-    def pair(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
-        return [(rows(x, name, block).abs().square(), rows(squares, name, block))]
-
-    return partial_products(group, x, pair, roles)[0]
+    return pairs
 
 
 def _scales(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
@@ -92,31 +101,55 @@ def _live(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: 
 
 def _apart(group: PruningGroup, x: Tensors, g: Tensors, squares: Tensors, roles: Collection[Role]) -> Tensor:
     """Squared distances between units, slice by slice.  (units, units)"""
-    vectors = []
+    total: Tensor | None = None
     for s in group.with_role(*roles):
         if not s.role.is_tensor:
             continue
         # Rows of two processes cannot be subtracted: such a tensor is split along another dim first.
         tensor, counted = unsplit(x[s.param].detach(), s.dim)
-        rows = precise(local(tensor))
-        if not rows.numel() or not counted or not shares_of(x).counts(s.param):
-            vectors.append(rows.new_empty(group.size, 0))
-            continue
-        rows = rows.movedim(s.dim, 0)
-        vectors.append(rows[torch.from_numpy(s.index).to(rows.device)].reshape(group.size, -1))
-    together = torch.cat([v.to(vectors[0].device, vectors[0].dtype) for v in vectors], dim=1)
-    return torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").square()
+        here = local(tensor)
+        if total is None:
+            total = precise(here.new_zeros(group.size, group.size))
+        if here.numel() and counted and shares_of(x).counts(s.param):
+            for part in _vectors(here.movedim(s.dim, 0), torch.from_numpy(s.index).to(here.device)):
+                distances = torch.cdist(part, part, compute_mode="donot_use_mm_for_euclid_dist").square()
+                total = total + distances.to(total.device)
+    assert total is not None
+    return total
+
+
+def _vectors(values: Tensor, index: Tensor) -> Iterator[Tensor]:
+    """What units have in their positions of the first dim, some of the entries at a time.  (units, entries)"""
+    if values.dim() == 1:
+        yield precise(values[index])
+        return
+    step = max(BLOCK // (len(index) * values[0, 0].numel()), 1)
+    for positions in index.unbind(1):
+        for first in range(0, values.shape[1], step):
+            yield precise(values[:, first : first + step][positions]).flatten(1)
 
 
 SUMS: dict[str, Callable[[PruningGroup, Tensors, Tensors, Tensors, Collection[Role]], Tensor]] = {
-    "lengths": _lengths,
-    "products": _products,
-    "slopes": _slopes,
-    "curvatures": _curvatures,
     "scales": _scales,
     "live": _live,
     "apart": _apart,
 }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What makes scoring the same groups at every step faster: their units, and how many entries each has."""
+
+    units: Units
+    entries: tuple[Tensor, ...]
+
+
+def prepare(groups: Sequence[PruningGroup], parameters: Tensors, roles: Collection[Role]) -> Prepared | None:
+    """For many scores by the same roles; None where a group has nothing to score."""
+    if not all(any(s.role.is_tensor for s in g.with_role(*roles)) for g in groups):
+        return None
+    units = Units(groups, parameters, roles)
+    return Prepared(units, tuple(entries_of(g, parameters, roles).to(units.device) for g in groups))
 
 
 def sums_of(
@@ -126,11 +159,29 @@ def sums_of(
     gradients: Tensors,
     squares: Tensors,
     roles: Collection[Role] = _ZERO,
+    units: Units | None = None,
 ) -> list[dict[str, Tensor]]:
-    """The named sums of every group; all processes ask together, and one message adds up all of them."""
-    keys = [(number, name) for number in range(len(groups)) for name in names]
-    parts = [SUMS[name](groups[number], parameters, gradients, squares, roles) for number, name in keys]
+    """The named sums of every group, inner products in one walk; all processes ask together.
+
+    ``units`` are those of the groups by these roles, if they were prepared for many sums.
+    """
+    products = [name for name in names if name in _PRODUCTS]
+    others = [name for name in names if name not in _PRODUCTS]
+    keys: list[tuple[int, str]] = []
+    parts: list[Tensor] = []
+    pairs = _pairs(products, parameters, gradients, squares)
     out: list[dict[str, Tensor]] = [{} for _ in groups]
+    if units is not None and products:
+        sums = units.dots(pairs, [Sum(k) for k in range(len(products))], bundled=True)
+        for name, total in zip(products, sums, strict=True):
+            for known, value in zip(out, total.split([g.size for g in groups]), strict=True):
+                known[name] = value
+    for number, group in enumerate(groups):
+        if units is None and products:
+            parts += partial_products(group, parameters, pairs, roles)
+            keys += [(number, name) for name in products]
+        parts += [SUMS[name](group, parameters, gradients, squares, roles) for name in others]
+        keys += [(number, name) for name in others]
     for (number, name), value in zip(keys, shares_of(parameters).sum(parts), strict=True):
         out[number][name] = value
     return out
@@ -149,23 +200,28 @@ class Criterion:
     """A score per unit from sums over its entries.
 
     Attributes:
-        sums: names in `SUMS`.
+        sums: names in `_PRODUCTS` or `SUMS`.
         formula: (sums, number of entries per unit) -> score per unit.
     """
 
     sums: tuple[str, ...]
     formula: Formula
 
-    def of(self, sums: Sums, group: PruningGroup, parameters: Tensors, roles: Collection[Role]) -> Tensor:
+    def of(self, sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
         """The scores of a group whose sums are known.  (units,)"""
-        return self.formula(sums, lambda: torch.from_numpy(unit_numel(group, parameters, roles)))
+        return self.formula(sums, numel)
 
     def __call__(
         self, group: PruningGroup, parameters: Tensors, gradients: Tensors, roles: Collection[Role] = _ZERO
     ) -> Tensor:
         """The scores of one group; ``gradients`` are mean squares where the formula wants those.  (units,)"""
         (sums,) = sums_of([group], self.sums, parameters, gradients, gradients, roles)
-        return self.of(sums, group, parameters, roles)
+        return self.of(sums, lambda: entries_of(group, parameters, roles))
+
+
+def entries_of(group: PruningGroup, parameters: Tensors, roles: Collection[Role]) -> Tensor:
+    """Number of entries of every unit.  (units,)"""
+    return torch.from_numpy(unit_numel(group, parameters, roles))
 
 
 def criterion(*sums: str) -> Callable[[Formula], Criterion]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from only_train_once.criteria import (
     WITH_ACTIVATIONS,
     WITH_SQUARES,
     WITHOUT_GRADIENTS,
+    Prepared,
     batch_norm_scales,
+    entries_of,
     sums_of,
 )
 from only_train_once.errors import ConfigurationError
@@ -103,12 +106,13 @@ def score_groups(
     roles: Collection[Role] = (Role.ZERO,),
     squares: Tensors | None = None,
     activations: Sequence[Tensor] | None = None,
+    prepared: Prepared | None = None,
 ) -> list[Tensor]:
     """Scores of all groups, one (units,) tensor each, comparable across groups.
 
     A user's function is used as it is; named criteria are normalised and combined as the top of this file says.
     ``squares`` are the means of squared gradients, and ``activations`` per group the mean sizes of what units put out,
-    if a criterion needs them.
+    if a criterion needs them; ``prepared`` is what was made for these groups and roles, if scores are asked for often.
     """
     resolved = resolve(criteria)
     if callable(resolved):
@@ -116,13 +120,18 @@ def score_groups(
     assert activations is not None or not needs_activations(resolved), "activations are needed"
     needed = dict.fromkeys(w for name in resolved for w in CRITERIA[name].sums if w != ACTIVATIONS)
     assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
-    sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles)
+    units = None if prepared is None else prepared.units
+    sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles, units)
     for known, seen in zip(sums, activations or (), strict=False):
         known[ACTIVATIONS] = seen
+    numel: list[Callable[[], Tensor]] = [
+        partial(entries_of, g, parameters, roles) if prepared is None else partial(prepared.entries.__getitem__, k)
+        for k, g in enumerate(groups)
+    ]
     away = sum(g.origin.group.size - g.size for g in groups if g.origin is not None)
     total: Tensor | None = None
     for name, weight in resolved.items():
-        parts = [CRITERIA[name].of(s, g, parameters, roles) for s, g in zip(sums, groups, strict=True)]
+        parts = [CRITERIA[name].of(s, n) for s, n in zip(sums, numel, strict=True)]
         score = torch.cat([p.to(parts[0].device) for p in parts])
         norm = torch.linalg.vector_norm(score)
         if away and name in AT_ZERO:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,19 +116,22 @@ def slices_by_tensor(group: PruningGroup, roles: Collection[Role]) -> dict[str, 
 
 # -- sums over entries -----------------------------------------------------------------------------------------------
 
-_BLOCK = 1 << 17  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
-Pairs = Callable[[str, slice], Sequence[tuple[Tensor, Tensor]]]  # name, rows -> tensors to be multiplied
+BLOCK = 1 << 18  # entries of a tensor that are worked on at a time: what is made of them stays in the cache
+Names = str | tuple[str, ...]  # of a tensor, or of vectors that are taken together, one after the other
+Pairs = Callable[[Any, slice], Sequence[tuple[Tensor, Tensor]]]  # name (or names), rows -> tensors to be multiplied
 
 
 def blocks(shape: Sequence[int]) -> Iterator[slice]:
     """Rows of a tensor that are worked on together, in order; nothing larger than these is ever made."""
-    step = max(_BLOCK // max(math.prod(shape[1:]), 1), 1)
+    step = max(BLOCK // max(math.prod(shape[1:]), 1), 1)
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def rows(tensors: Tensors, name: str, block: slice) -> Tensor:
-    """Some rows of the part of a tensor that is here, in a precision that holds sums."""
+def rows(tensors: Tensors, name: Names, block: slice) -> Tensor:
+    """Some rows of the part of a tensor that is here, in a precision that holds sums; of several vectors everything."""
     made = getattr(tensors, "rows", None)  # means are made when they are asked for
+    if not isinstance(name, str):
+        return precise(torch.cat([local(tensors[n]) if made is None else made(n, block) for n in name]))
     return precise(local(tensors[name])[block] if made is None else made(name, block))
 
 

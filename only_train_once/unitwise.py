@@ -10,10 +10,12 @@ Where tensors are spread over processes, the parts that are here are changed, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import (
     HALF,
+    Names,
     Pairs,
     Positions,
     Tensors,
@@ -34,7 +37,7 @@ from only_train_once.masking import (
     rows,
     slices_by_tensor,
 )
-from only_train_once.sharding import local, shares_of
+from only_train_once.sharding import is_dtensor, local, shares_of
 
 _INTEGERS = {
     1: torch.int8,
@@ -48,12 +51,18 @@ _INTEGERS = {
 class _Term:
     """One summand of a group's sums: entries of a tensor in the positions of its units in all of ``dims``."""
 
-    group: int
-    sign: int
     dims: tuple[int, ...]
-    index: tuple[Tensor, ...]  # per dim (units, positions), shaped to broadcast against each other
-    once: tuple[Tensor, ...]  # False where a position repeats an earlier one of its unit, or is away
-    whole: bool  # unit u has position u of the only dim, and there are no others
+    sign: int
+    unit: NDArray[np.int64]  # per entry that is here, each once, the unit that it belongs to ...
+    place: NDArray[np.int64]  # ... and its position in the tensor that is reduced to ``dims``
+
+
+@dataclass(eq=False)
+class _Bucket:
+    """Units whose sums have equally many summands."""
+
+    index: Tensor  # (units, summands) positions in all reduced tensors, one after the other
+    sign: Tensor | None  # (units, summands); None where all are added
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Units:
         sizes = [g.size for g in groups]
         self.count, self.groups = sum(sizes), len(groups)
         self.shares = shares_of(tensors)
-        self._terms: dict[str, list[_Term]] = {}
+        self._terms: dict[str, list[_Term]] = {}  # of the tensors that this process counts
         self._here: dict[str, tuple[int, ...]] = {}  # shapes of the parts that are here
         self._parts: dict[str, list[_Part]] = {}
         starts = np.cumsum([0, *sizes])
@@ -107,7 +116,7 @@ class Units:
                 if not here.numel():
                     continue
                 if self.shares.counts(name):
-                    self._terms.setdefault(name, []).extend(_terms(number, dims, here.shape, tensor.device))
+                    self._terms.setdefault(name, []).extend(_terms(int(starts[number]), dims, here.shape))
                     self._here[name] = tuple(here.shape)
                 for dim, positions in dims.items():
                     for owner in _owners(positions.index, positions.once, here.shape[dim]):
@@ -122,48 +131,125 @@ class Units:
             self._dtype = torch.promote_types(self._dtype, tensors[name].dtype).to_real()
         self._bits = {name: _INTEGERS[tensors[name].dtype.to_real().itemsize] for name in self.names}
         self.device = tensors[self.names[0]].device
-        self._sizes = sizes
+        self._layout = {name: list(dict.fromkeys(t.dims for t in terms)) for name, terms in self._terms.items()}
+        self._buckets, self._bucketed = self._sums()
+        self._bundles = self._vectors(tensors)
+        bundled = set(chain.from_iterable(self._bundles))
+        self._walked: tuple[Names, ...] = (*self._bundles, *(name for name in self.names if name not in bundled))
+        simple = [n for n in self._walked if not isinstance(n, str) or self._is_simple(n)]
+        owners = [self._parts[n][0].owner for names in simple for n in _each(names)]
+        self._simple = {n: sum(len(self._parts[k][0].owner) for k in _each(n)) for n in simple}
+        self._owners = torch.cat(owners) if owners else None
         self.group_of = torch.repeat_interleave(torch.arange(self.groups), torch.tensor(sizes)).to(self.device)
         self.starts = torch.from_numpy(starts[:-1].copy()).to(self.device)
+
+    def _is_simple(self, name: str) -> bool:
+        """Whether entries belong to one unit at most, and numbers for them can be made together with others'."""
+        return len(self._parts[name]) == 1 and self._parts[name][0].owner.device == self.device
+
+    def _vectors(self, tensors: Tensors) -> list[tuple[str, ...]]:
+        """Vectors of one precision, to be taken together: one by one, they would cost more calls than work."""
+        alike: dict[torch.dtype, list[str]] = {}
+        if self.shares.split:
+            return []
+        for name in self.names:
+            if tensors[name].dim() == 1 and self._is_simple(name) and not is_dtensor(tensors[name]):
+                alike.setdefault(tensors[name].dtype, []).append(name)
+        return [tuple(names) for names in alike.values() if len(names) > 1]
+
+    def _sums(self) -> tuple[list[_Bucket], Tensor]:
+        """How reduced tensors, one after the other, are added up to numbers per unit; units in the buckets' order."""
+        start, begin = 0, {}
+        for name, kept in self._layout.items():
+            for dims in kept:
+                begin[name, dims] = start
+                start += math.prod(self._here[name][d] for d in dims)
+        terms = [(t, begin[name, t.dims]) for name, terms in self._terms.items() for t in terms]
+        nothing = np.zeros(0, dtype=np.int64)
+        unit = np.concatenate([nothing, *(t.unit for t, _ in terms)])
+        place = np.concatenate([nothing, *(t.place + at for t, at in terms)])
+        sign = np.concatenate([nothing, *(np.full(len(t.unit), t.sign) for t, _ in terms)])
+        order = np.argsort(unit, kind="stable")
+        place, sign, number = place[order], sign[order], np.bincount(unit, minlength=self.count)
+        first = np.cumsum(number) - number
+        buckets, units = [], []
+        for n in np.unique(number):
+            members = np.flatnonzero(number == n)
+            at = first[members][:, None] + np.arange(n)
+            signs = None if (sign[at] > 0).all() else torch.from_numpy(sign[at]).to(self.device)
+            buckets.append(_Bucket(torch.from_numpy(place[at]).to(self.device), signs))
+            units.append(members)
+        return buckets, torch.from_numpy(np.argsort(np.concatenate(units), kind="stable")).to(self.device)
 
     # -- tensors -> one number per unit ----------------------------------------------------------------------------
 
     def dot(self, a: Tensors, b: Tensors) -> Tensor:
         """Per unit, the inner product of two sets of tensors (real part for complex ones).  (count,)"""
 
-        def pair(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+        def pair(name: Names, block: slice) -> list[tuple[Tensor, Tensor]]:
             x = rows(a, name, block)
             return [(x, x if b is a else rows(b, name, block))]
 
-        return self.dots(pair, [Sum(0)])[0]
+        return self.dots(pair, [Sum(0)], bundled=True)[0]
 
-    def dots(self, pairs: Pairs, wanted: Sequence[Sum]) -> list[Tensor]:
+    def dots(self, pairs: Pairs, wanted: Sequence[Sum], bundled: bool = False) -> list[Tensor]:
         """Sums of inner products of pairs of tensors, in one walk over them and with one message.  (count,) each
 
         Args:
             pairs: name, rows -> pairs of tensors.
             wanted: which sums.
+            bundled: ``pairs`` takes several names, too, and returns what belongs to all of these vectors together.
         """
-        sums: list[dict[int, Tensor]] = [{} for _ in wanted]
-        for name, terms in self._terms.items():
-            kept = dict.fromkeys(term.dims for term in terms)
-            found = inner_products(self._here[name], kept, partial(pairs, name))
-            for total, sum_ in zip(sums, wanted, strict=True):
-                reduced = found[sum_.pair]
-                if sum_.scale is not None:
-                    reduced = {dims: part * sum_.scale[name] for dims, part in reduced.items()}
-                for term in terms:
-                    part = reduced[term.dims] if term.whole else _gather(reduced[term.dims], term)
-                    part = part if part.device == self.device else part.to(self.device)
-                    part = part if term.sign > 0 else -part
-                    total[term.group] = total[term.group] + part if term.group in total else part
-        dtype = self._dtype if self.shares.split else torch.float32
-        for total in sums:
-            for part in total.values():
-                dtype = torch.promote_types(dtype, part.dtype)
-        nothing = [torch.zeros(n, device=self.device, dtype=dtype) for n in self._sizes]
-        parts = [torch.cat([total.get(g, nothing[g]).to(dtype) for g in range(self.groups)]) for total in sums]
-        return self.shares.sum(parts)
+        found: dict[str, list[dict[tuple[int, ...], Tensor]]] = {}
+        for names in self._walked if bundled else self.names:
+            here = [self._here[n] for n in _each(names) if n in self._here]
+            if isinstance(names, str):
+                if here:
+                    found[names] = inner_products(here[0], self._layout[names], partial(pairs, names))
+                continue
+            products = [x * y.conj() for x, y in pairs(names, slice(None))]
+            parts = [(p.real if p.is_complex() else p).split([n for (n,) in here]) for p in products]
+            found.update({name: [{(0,): part[k]} for part in parts] for k, name in enumerate(names)})
+        if not found:
+            nothing = torch.zeros(self.count, dtype=self._dtype, device=self.device)
+            return self.shares.sum([nothing] * len(wanted))
+        # Sums of one pair differ by a number, unless its tensors have different ones.
+        numbers = [_common(sum_.scale) for sum_ in wanted]
+        kinds = [s.pair if n is not None else (s.pair, k) for k, (s, n) in enumerate(zip(wanted, numbers, strict=True))]
+        flat: dict[Any, Tensor] = {}
+        for kind, sum_, number in zip(kinds, wanted, numbers, strict=True):
+            if kind not in flat:
+                flat[kind] = self._laid_out(found, sum_.pair, sum_.scale if number is None else None)
+        added = dict(zip(flat, self._added_up(torch.stack([*flat.values()])), strict=True))
+        totals = [
+            added[k] if n is None or s.scale is None else added[k] * n
+            for k, n, s in zip(kinds, numbers, wanted, strict=True)
+        ]
+        least = self._dtype if self.shares.split else torch.float32
+        return self.shares.sum([t.to(torch.promote_types(least, t.dtype)) for t in totals])
+
+    def _laid_out(
+        self,
+        found: Mapping[str, Sequence[Mapping[tuple[int, ...], Tensor]]],
+        pair: int,
+        scale: Mapping[str, float | Tensor] | None,
+    ) -> Tensor:
+        """The reduced tensors of a pair, one after the other."""
+        parts = []
+        for name, kept in self._layout.items():
+            for dims in kept:
+                part = found[name][pair][dims].reshape(-1)
+                part = part if scale is None else part * scale[name]
+                parts.append(part if part.device == self.device else part.to(self.device))
+        return torch.cat(parts)
+
+    def _added_up(self, flat: Tensor) -> Tensor:
+        """(sums, reduced entries) -> (sums, count)"""
+        parts = []
+        for bucket in self._buckets:
+            part = flat[:, bucket.index]
+            parts.append((part if bucket.sign is None else part * bucket.sign).sum(2))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))[:, self._bucketed]
 
     def square(self, tensors: Tensors) -> Tensor:
         """Per unit, the sum of squares of its entries.  (count,)"""
@@ -197,35 +283,40 @@ class Units:
             back: (count,) flagged units get their ``values`` before that.
             zero: (count,) flagged units are set to 0 after that (also where they are not finite).
         """
-        adds = {n: self._total(n, _extended(coefficient, 0), rates[n], local(tensors[n])) for n in self._parts}
-        returns = {} if back is None else {n: self._spread(n, _extended(back, 0)) for n in self._parts}
-        masks = {} if zero is None else self._masks(zero)
-        for name in self.names:
-            tensor, value = local(tensors[name]).detach(), local(values[name])
-            total = adds[name]
+        rate = _common(rates)
+        add = self._spread_all(_extended(coefficient if rate is None else coefficient * rate, 0))
+        returns = None if back is None else self._spread_all(_extended(back, 0))
+        masks = None if zero is None else self._masks(zero)
+        for names, tensor in self._changing(tensors, bundled=rate is not None):
+            total = _total(add(names), None if rate is not None else rates[cast(str, names)], tensor)
             if total is None:  # nothing of it is here
                 continue
+            value = _taken(values, names)
+            restored, hidden = returns(names) if returns else (), masks(names) if masks else ()
             for block in blocks(tensor.shape):
                 into, what = tensor[block], value[block]
-                for part in returns.get(name, ()):
+                for part in restored:
                     into.copy_(torch.where(_at(part, block), what, into))
                 factor = _at(total, block)
                 if into.dtype == what.dtype and into.dtype not in HALF:
                     into.addcmul_(what, factor)
                 else:  # the product in float32, rounded once
                     into.add_((precise(what) * factor).to(into.dtype))
-                for part in masks.get(name, ()):
+                for part in hidden:
                     _clear_(into, part, block)
 
-    def _total(self, name: str, extended: Tensor, rate: float | Tensor, like: Tensor) -> Tensor | None:
-        """What `change_` multiplies values by, as a tensor that broadcasts over ``name``."""
-        total: Tensor | None = None
-        for part in self._spread(name, extended):
-            total = part if total is None else total + part
-        if total is None:
-            return None
-        total = total * rate
-        return total if like.dtype in (total.dtype, *HALF) else total.to(like.dtype)
+    def _changing(self, tensors: Tensors, bundled: bool = True) -> Iterator[tuple[Names, Tensor]]:
+        """The parts of the tensors that are here, to be changed in place; of vectors taken together a copy that is
+        written back when the next one is asked for.
+        """
+        for names in self._walked if bundled else self.names:
+            if isinstance(names, str):
+                yield names, local(tensors[names]).detach()
+                continue
+            vectors = [tensors[n].detach() for n in names]
+            together = torch.cat(vectors)
+            yield names, together
+            torch._foreach_copy_(vectors, together.split([len(v) for v in vectors]))
 
     def scale_(self, tensors: Tensors, factors: Mapping[str, Tensor], zero: Tensor | None = None) -> None:
         """Multiply each unit's entries in each tensor by the unit's factor there; an entry of two units gets both.
@@ -235,14 +326,16 @@ class Units:
             factors: name -> (count,).
             zero: (count,) flagged units are set to 0 after that (also where they are not finite).
         """
-        masks = {} if zero is None else self._masks(zero)
-        for name in self.names:
-            tensor = local(tensors[name]).detach()
-            parts = [part.to(tensor.dtype) for part in self._spread(name, _extended(factors[name], 1))]
+        made = {id(f): self._spread_all(_extended(f, 1)) for f in {id(f): f for f in factors.values()}.values()}
+        masks = None if zero is None else self._masks(zero)
+        for names, tensor in self._changing(tensors, bundled=len(made) == 1):
+            name = names if isinstance(names, str) else names[0]
+            parts = [part.to(tensor.dtype) for part in made[id(factors[name])](names)]
+            hidden = masks(names) if masks else []
             for block in blocks(tensor.shape) if parts else ():
                 for part in parts:
                     tensor[block].mul_(_at(part, block))
-                for part in masks.get(name, ()):
+                for part in hidden:
                     _clear_(tensor[block], part, block)
 
     def scaled(self, name: str, factors: Tensor) -> Callable[[Tensor, slice], Tensor]:
@@ -259,16 +352,32 @@ class Units:
     def zero_(self, tensors: Tensors, flags: Tensor) -> None:
         """Set the entries of flagged units to 0 (also where they are not finite)."""
         masks = self._masks(flags)
-        for name in self.names:
-            tensor = local(tensors[name]).detach()
-            for part in masks[name]:
+        for names, tensor in self._changing(tensors):
+            for part in masks(names):
                 _clear_(tensor, part, slice(None))
 
-    def _masks(self, flags: Tensor) -> dict[str, list[Tensor]]:
-        """Per tensor all bits where entries stay, and none where they go."""
+    def _masks(self, flags: Tensor) -> Callable[[Names], list[Tensor]]:
+        """All bits where entries stay, and none where they go, as `_spread_all` has it."""
         # Bits are cleared by an integer operation, which is vectorised where the mask broadcasts; masked_fill_ is not.
-        keep = {dtype: _extended(flags.to(dtype) - 1, -1) for dtype in set(self._bits.values())}
-        return {name: self._spread(name, keep[bits]) for name, bits in self._bits.items()}
+        keep = {bits: self._spread_all(_extended(flags.to(bits) - 1, -1)) for bits in set(self._bits.values())}
+        return lambda names: keep[self._bits[names if isinstance(names, str) else names[0]]](names)
+
+    def _spread_all(self, extended: Tensor) -> Callable[[Names], list[Tensor]]:
+        """`_spread` of a tensor, or of vectors that are taken together; most of it is made with one call."""
+        made: dict[Names, Tensor] = {}
+        if self._owners is not None:
+            parts = extended[self._owners].split([*self._simple.values()])
+            made = dict(zip(self._simple, parts, strict=True))
+
+        def spread(names: Names) -> list[Tensor]:
+            if names in made:
+                if not isinstance(names, str):
+                    return [made[names]]
+                dim = self._parts[names][0].dim
+                return [made[names].view([-1 if d == dim else 1 for d in range(self._dims[names])])]
+            return [v for n in _each(names) for v in self._spread(n, extended)]
+
+        return spread
 
     def _spread(self, name: str, extended: Tensor) -> list[Tensor]:
         """A value per unit, `_extended`, as tensors that broadcast over ``name``, each unit's value once per entry."""
@@ -319,30 +428,52 @@ def _extended(values: Tensor, none: float) -> Tensor:
     return torch.cat([values, values.new_full((1,), none)])
 
 
-def _gather(part: Tensor, term: _Term) -> Tensor:
-    """Per unit, the sum over the entries that lie in its positions in all of the term's dims.  (units,)"""
-    part = part[term.index]
-    for keep in term.once:
-        part = torch.where(keep, part, 0)
-    return part.flatten(1).sum(1)
+def _each(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
-def _terms(group: int, dims: Mapping[int, Positions], here: Sequence[int], device: torch.device) -> list[_Term]:
-    """Inclusion and exclusion over the dims a group cuts in one tensor, of which the part ``here`` is that large."""
+def _taken(tensors: Tensors, names: Names) -> Tensor:
+    """The part of a tensor that is here, or vectors one after the other."""
+    return local(tensors[names]) if isinstance(names, str) else torch.cat([tensors[n] for n in names])
+
+
+def _common(numbers: Mapping[str, float | Tensor] | None) -> float | Tensor | None:
+    """The number that all tensors have; None where they differ."""
+    if numbers is None:
+        return 1.0
+    first, *others = numbers.values()
+    if isinstance(first, Tensor):
+        return first if all(n is first for n in others) else None
+    return first if all(not isinstance(n, Tensor) and n == first for n in others) else None
+
+
+def _total(parts: Sequence[Tensor], rate: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """What `Units.change_` multiplies values by, as a tensor that broadcasts over ``like``."""
+    total: Tensor | None = None
+    for part in parts:
+        total = part if total is None else total + part
+    if total is None:
+        return None
+    total = total if rate is None else total * rate
+    return total if like.dtype in (total.dtype, *HALF) else total.to(like.dtype)
+
+
+def _terms(first: int, dims: Mapping[int, Positions], here: Sequence[int]) -> list[_Term]:
+    """Inclusion and exclusion over the dims a group, whose units begin with ``first``, cuts in one tensor, of which the
+    part ``here`` is that large.
+    """
     out = []
     for n in range(1, len(dims) + 1):
         for subset in combinations(dims, n):
-            index, once = [], []
-            (dim, *others) = subset
-            every = not others and np.array_equal(dims[dim].index[:, 0], np.arange(here[dim]))
-            whole = every and dims[dim].index.shape[1] == 1 and bool(dims[dim].once.all())
+            place: NDArray[np.int64] = np.zeros((), dtype=np.int64)
+            once: NDArray[np.bool_] = np.ones((), dtype=np.bool_)
             for k, dim in enumerate(subset):
                 shape = [-1] + [1] * n
                 shape[k + 1] = dims[dim].index.shape[1]
-                index.append(torch.from_numpy(dims[dim].index).to(device).view(shape))
-                if not dims[dim].once.all():
-                    once.append(torch.from_numpy(dims[dim].once).to(device).view(shape))
-            out.append(_Term(group, 1 if n % 2 else -1, subset, tuple(index), tuple(once), whole))
+                place = place * here[dim] + dims[dim].index.reshape(shape)
+                once = once & dims[dim].once.reshape(shape)
+            unit, *_ = np.nonzero(once)
+            out.append(_Term(subset, 1 if n % 2 else -1, unit + first, place[once]))
     return out
 
 

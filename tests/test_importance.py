@@ -78,6 +78,29 @@ def test_criterion_is_its_definition(name: str, roles: tuple[Role, ...]) -> None
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
 
 
+def test_distances_do_not_depend_on_how_many_entries_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [criteria.fpgm(group, values(0), {}, (Z, C)) for group in GROUPS]
+    monkeypatch.setattr(criteria, "BLOCK", 1)
+    for group, expected in zip(GROUPS, whole, strict=True):
+        torch.testing.assert_close(criteria.fpgm(group, values(0), {}, (Z, C)), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("roles", [(Z,), (Z, C)])
+def test_prepared_scores_are_the_scores(roles: tuple[Role, ...]) -> None:
+    x, g = values(0), values(1)
+    prepared = criteria.prepare(GROUPS, x, roles)
+    assert prepared is not None
+    wanted = dict.fromkeys(DEFINITIONS, 0.3)
+    squares = {n: t.square() for n, t in g.items()}
+    plain, faster = (
+        importance.score_groups(GROUPS, x, g, wanted, roles, squares, prepared=p) for p in (None, prepared)
+    )
+    for one, other in zip(plain, faster, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-15)
+    nothing = make("none", 2, [("w1", 0, Role.FOLLOW)], {"w1": 2})
+    assert criteria.prepare([*GROUPS, nothing], x, roles) is None
+
+
 def test_batch_norm_scale_is_the_norm_of_the_scales_of_batch_norms_alone() -> None:
     lengths = {"conv.weight": 3, "a.weight": 3, "a.running_mean": 3, "b.weight": 3, "b.running_mean": 3, "ln.weight": 3}
     cuts = [(name, 0, Role.FOLLOW if name.endswith("mean") else Z) for name in lengths]

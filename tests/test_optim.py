@@ -19,11 +19,12 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from only_train_once.criteria import CRITERIA, SUMS, WITH_ACTIVATIONS
+from only_train_once.criteria import CRITERIA, WITH_ACTIVATIONS
 from only_train_once.errors import ConfigurationError, NothingPrunableError, NumericalError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.importance import PRESETS
 from only_train_once.optim import attach, build
+from only_train_once.optim.scoring import Scoring
 from only_train_once.optim.selection import nearest_total, plan_counts, select, units_for
 from tests.methods import BOUNDARIES, CONFIGS, PLAN, SLOW, config, starting
 from tests.reference.ada_hspg import PaperAdaHspg
@@ -259,9 +260,9 @@ def test_every_criterion_prunes_by_name(name: str, net: str) -> None:
 
 def test_squared_gradients_are_averaged_over_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    sums = SUMS["curvatures"]
-    spy = lambda g, x, _, q, r: (seen.append(q["fc1.weight"].clone()), sums(g, x, _, q, r))[1]  # noqa: E731
-    monkeypatch.setitem(SUMS, "curvatures", spy)
+    score = Scoring.score
+    spy = lambda self, g, q: (seen.append(q["fc1.weight"].clone()), score(self, g, q))[1]  # noqa: E731
+    monkeypatch.setattr(Scoring, "score", spy)
     model = make("mlp")
     optimizer = attached(model, sgd, importance_score_criteria="fisher_diagonal")
     gradients, gone = [], []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from only_train_once import masking
 from only_train_once.groups import Kind, ParamSlice, PruningGroup, Role
-from only_train_once.masking import unit_dot
+from only_train_once.masking import rows, unit_dot
 from only_train_once.unitwise import Sum, Units
 
 Z = Role.ZERO
@@ -95,6 +95,50 @@ def test_add_scale_and_zero_reach_each_units_entries_once() -> None:
         )
 
 
+VECTORS = [
+    *GROUPS,
+    PruningGroup("more", Kind.CHANNEL, tuple(_slice(n, 0, [[2], [0], [3]], 4) for n in ("one", "two", "other"))),
+    PruningGroup("last", Kind.CHANNEL, (_slice("three", 0, [[0, 1], [2, 3]], 5),)),
+]
+
+
+def test_vectors_taken_together_are_what_they_are_one_by_one() -> None:
+    """The vectors of one precision are one bundle; two rates, or two scales, take it apart."""
+
+    def made(seed: int) -> dict[str, Tensor]:
+        more = torch.Generator().manual_seed(seed + 10)
+        vectors = {n: torch.randn(k, generator=more, dtype=torch.float64) for n, k in (("one", 4), ("two", 4))}
+        vectors["three"] = torch.randn(5, generator=more, dtype=torch.float64)
+        return {**values(seed), **vectors, "other": torch.randn(4, generator=more)}
+
+    a, b = made(0), made(1)
+    units, count = Units(VECTORS, a), 13
+    assert units._bundles == [("bias", "one", "two", "three")]
+    assert units.count == count
+    pairs = lambda name, block: [(rows(a, name, block), rows(b, name, block))]  # noqa: E731
+    one, two = dict.fromkeys(a, 0.5), {n: 0.5 if n == "one" else 2.0 for n in a}
+    expected = torch.cat([unit_dot(g, a, b) for g in VECTORS])
+    for scale in (None, one, two):
+        apart, together = (units.dots(pairs, [Sum(0, scale)], bundled=bundled)[0] for bundled in (False, True))
+        torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-15)
+        if scale is not two:
+            torch.testing.assert_close(together, expected * (1.0 if scale is None else 0.5), rtol=1e-6, atol=0)
+    flags = torch.arange(count) % 3 == 0
+    coefficient = torch.linspace(-1, 2, count, dtype=torch.float64)
+    for rates in (one, two):
+        changed = {n: t.clone() for n, t in a.items()}
+        units.change_(changed, b, coefficient, rates, back=flags.roll(1), zero=flags)
+        scaled = {n: t.clone() for n, t in a.items()}
+        units.scale_(scaled, {n: coefficient * r if rates is two else coefficient for n, r in rates.items()})
+        for name, index in (("one", [2, 0, 3]), ("two", [2, 0, 3])):
+            for unit, at in enumerate(index, start=8):
+                start = b[name][at] if flags.roll(1)[unit] else a[name][at]
+                wanted = 0.0 if flags[unit] else start + rates[name] * coefficient[unit] * b[name][at]
+                torch.testing.assert_close(changed[name][at], torch.as_tensor(wanted, dtype=torch.float64))
+            assert changed[name][1] == a[name][1]  # of no unit
+            assert scaled[name][1] == a[name][1]
+
+
 def test_units_are_counted_by_group() -> None:
     units = Units(GROUPS, values(0))
     assert units.count_by_group(torch.tensor([1, 0, 1, 0, 0, 1, 1, 1]).bool()).tolist() == [2, 0, 3]
@@ -115,7 +159,7 @@ def test_a_tensor_is_walked_through_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     arguments = (b, torch.linspace(-1, 2, 8).double(), dict.fromkeys(SHAPES, 0.5))
     flags = torch.tensor([True, False, False, True, False, False, True, False])
     units.change_(changed, *arguments, back=flags.roll(1), zero=flags)
-    monkeypatch.setattr(masking, "_BLOCK", 3)
+    monkeypatch.setattr(masking, "BLOCK", 3)
     assert len(list(masking.blocks(SHAPES["square"]))) == 4
     torch.testing.assert_close(units.dot(a, b), whole, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(torch.cat([unit_dot(g, a, b) for g in GROUPS]), whole, rtol=1e-12, atol=1e-15)

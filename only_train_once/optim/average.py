@@ -116,10 +116,17 @@ class Means(Mapping[str, Tensor]):
         return self._last[1]
 
     def _made(self, name: str) -> Tensor:
-        return like(self._tensors[name], self.rows(name, slice(None)))
+        made = self.rows(name, slice(None))
+        return like(self._tensors[name], made.clone() if self._as_it_is(name) else made)
+
+    def _as_it_is(self, name: str) -> bool:
+        """Whether the mean is this step's value."""
+        return self._count == 1 and name in self._now and name not in self._sums and name not in self._gone
 
     def rows(self, name: str, block: slice) -> Tensor:
-        """Some rows of the part of a mean that is here."""
+        """Some rows of the part of a mean that is here; to be read only."""
+        if self._as_it_is(name):
+            return precise(self._of(self._now[name][block]))
         sums, now = self._sums.get(name), self._now.get(name)
         if sums is None and now is None:
             return torch.zeros_like(local(self._tensors[name])[block])

@@ -34,7 +34,7 @@ from torch.optim import Optimizer
 from only_train_once.errors import CheckpointError, ConfigurationError
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
-from only_train_once.masking import rows
+from only_train_once.masking import Names, rows
 from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, finite, one_of, share
 from only_train_once.optim.average import GradientAverage
 from only_train_once.optim.candidates import Candidates
@@ -198,7 +198,7 @@ class Dhspg(Staged):
         space, gradient = self.space, self._gradient
         along = self.direction == "step"
 
-        def pairs(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+        def pairs(name: Names, block: slice) -> list[tuple[Tensor, Tensor]]:
             x, moved = rows(space.before, name, block), rows(space.tensors, name, block)
             d = x - moved if along else rows(gradient, name, block)
             return [(x, x), (x, d), (d, d), *([] if along else [(x, moved)])]
@@ -206,7 +206,7 @@ class Dhspg(Staged):
         inverse = {n: _inverse(rate) for n, rate in rates.items()}
         scales = (inverse, {n: r * r for n, r in inverse.items()}) if along else (None, None)
         wanted = [Sum(0), Sum(0, rates), Sum(1 if along else 3), Sum(1, scales[0]), Sum(2, scales[1])]
-        square, weighted, inner, dot, size = space.units.dots(pairs, wanted)
+        square, weighted, inner, dot, size = space.units.dots(pairs, wanted, bundled=True)
         return StepSums(square, square - inner if along else inner, weighted), dot, size
 
     def weights(self, optimizer: Optimizer) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.errors import ConfigurationError
-from only_train_once.masking import rows
+from only_train_once.masking import Names, rows
 from only_train_once.optim.candidates import Candidates
 from only_train_once.sharding import local, locals_of
 from only_train_once.unitwise import Sum, Units
@@ -81,11 +81,11 @@ class HalfSpace:
     def step_sums(self, rates: Rates) -> StepSums:
         """What a half-space step has to know of x and x~."""
 
-        def pairs(name: str, block: slice) -> list[tuple[Tensor, Tensor]]:
+        def pairs(name: Names, block: slice) -> list[tuple[Tensor, Tensor]]:
             x = rows(self.before, name, block)
             return [(x, x), (x, rows(self.tensors, name, block))]
 
-        return StepSums(*self.units.dots(pairs, [Sum(0), Sum(1), Sum(0, rates)]))
+        return StepSums(*self.units.dots(pairs, [Sum(0), Sum(1), Sum(0, rates)], bundled=True))
 
     def step(
         self,

@@ -6,7 +6,7 @@ steps (the last one takes the remainder). K = floor(sparsity * units) units go i
 period chooses the lowest scores, from gradients averaged over the last ``window`` steps (``min(T, 10)`` unless told),
 and takes the units to zero along a linear ramp, see ``removal``.
 
-Before and after pruning a step costs what the base optimizer's costs, within 4 %
+Before and after pruning a step costs what the base optimizer's costs, within 2 %
 (``benchmarks/results/step_cost.md``). The gradient sums of a window are kept only inside it, and nothing waits for the
 device except at a period's first step.
 """

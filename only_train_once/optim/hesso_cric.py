@@ -34,14 +34,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from only_train_once.criteria import Prepared
 from only_train_once.errors import CheckpointError
 from only_train_once.groups import Role
 from only_train_once.importance import Criteria
-from only_train_once.masking import Region
 from only_train_once.optim.arguments import SPARSITY, Budget, Schedule, whole
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.halfspace import lowest_with_room
 from only_train_once.optim.method import Companions, register_method
+from only_train_once.optim.ramp import Ramp
 from only_train_once.optim.removal import Removal
 from only_train_once.optim.scoring import Scoring, split
 from only_train_once.optim.snapshot import Snapshot, check_snapshot, load_snapshot
@@ -123,8 +124,9 @@ class HessoCric(Removal):
         self._count = torch.zeros((), dtype=torch.int64, device=self._units.device)
         self._candidates = torch.zeros(self.units, dtype=torch.bool, device=self._units.device)
         self._pending: tuple[Tensor, Tensor, Tensor] | None = None
-        self._shrunk: tuple[Region, ...] | None = None
+        self._shrunk: Ramp | None = None
         self._snapshot: Snapshot | None = None
+        self._scored: Prepared | None = None  # while cycles last
 
     def _ramp_from(self, step: int) -> dict[str, int]:
         return {"start": step, "steps": self.ramp_steps, "periods": 1}
@@ -165,7 +167,10 @@ class HessoCric(Removal):
         if self._snapshot is None:
             self._snapshot = Snapshot.take(optimizer, self.named_tensors)
         now = self.scoring.average  # of this step alone: nothing was added before
-        parts = self.scoring.score(now.mean(optimizer, self.tensors), now.mean_square(optimizer, self.tensors))
+        if self._scored is None:
+            self._scored = self.scoring.prepare()
+        means = now.mean(optimizer, self.tensors), now.mean_square(optimizer, self.tensors)
+        parts = self.scoring.score(*means, self._scored)
         scores = torch.cat([p.to(self._units.device, torch.float64) for p in parts])
         sound = torch.isfinite(scores).all()
         scores = torch.where(sound, scores, 0)
@@ -200,9 +205,8 @@ class HessoCric(Removal):
             return
         if self._shrunk is None:
             now = self.violators == self.cycle + 1
-            self._shrunk = self._regions(now, lambda group, s: s.role is Role.ZERO)
-        for region in self._shrunk:
-            region.scale_(self.tensors[region.name], decay_factor(t, self.sampling))
+            self._shrunk = Ramp(self._regions(now, lambda group, s: s.role is Role.ZERO), self.tensors)
+        self._shrunk.scale_(decay_factor(t, self.sampling))
 
     def _close(self, optimizer: Optimizer) -> None:
         """Put everything back; who is new among the candidates decides whether another cycle follows."""
@@ -214,7 +218,7 @@ class HessoCric(Removal):
         logger.info("step %d: cycle %d ends, %d new violators", self.step, done, int(new.sum()))
         if done >= self.cycles or int(new.sum()) <= self.tolerance:
             self.when = self._ramp_from(self.step + 1)
-            self._snapshot = None
+            self._snapshot, self._scored = None, None
             return
         self.violators[new] = done + 1
         self._candidates = torch.zeros_like(self._candidates)

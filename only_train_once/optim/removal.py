@@ -32,6 +32,7 @@ from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.cutting import Kept
 from only_train_once.optim.goals import make_goal
 from only_train_once.optim.method import Companions, Method
+from only_train_once.optim.ramp import Ramp
 from only_train_once.optim.scoring import Scoring, split, units_by_group
 from only_train_once.optim.state import damaged, saved_count, saved_per_unit
 from only_train_once.optim.zeros import mixes_entries, slow_weights, zero_entries_
@@ -77,7 +78,7 @@ class Removal(Method):
         self.total, self.shortfall = self.goal.total, self.goal.shortfall
         # 0: live; p + 1: chosen in period p.  (units of all groups in order,)
         self.chosen: NDArray[np.int32] = np.zeros(self.units, dtype=np.int32)
-        self._ramp: tuple[Region, ...] | None = None  # scaled in the period under way; None: not computed
+        self._ramp: Ramp | None = None  # scaled in the period under way; None: not computed
         self._pinned: tuple[Region, ...] | None = None  # of committed units; None: not computed
 
     # -- facts -----------------------------------------------------------------------------------------------------
@@ -180,17 +181,17 @@ class Removal(Method):
             return
         where = position(self.step, **self.when)
         if where is not None:
-            active = self.chosen == where.period + 1
+            period = where.period + 1
             if where.t < where.length - 1:
                 if self._ramp is None:
-                    self._ramp = self._regions(active, lambda group, s: s.role is Role.ZERO)
+                    active = self.chosen == period
+                    self._ramp = Ramp(self._regions(active, lambda group, s: s.role is Role.ZERO), self.tensors)
                 factor = decay_factor(where.t, where.length)
-                for region in self._ramp:
-                    tensor = self.tensors[region.name]
-                    for values in (tensor, *slow_weights(optimizer, tensor)):
-                        region.scale_(values, factor)
+                self._ramp.scale_(factor)
+                for region, values in slow_weights(optimizer, self._ramp.regions, self.tensors):
+                    region.scale_(values, factor)
             else:
-                zero_entries_(self._regions(active), self.tensors, optimizer.state)
+                zero_entries_(self._regions(self.chosen == period), self.tensors, optimizer.state)
                 self._ramp, self._pinned = None, None
         if self._pinned is None:
             self._pinned = self._pins(optimizer)

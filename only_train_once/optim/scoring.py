@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from only_train_once.criteria import Prepared, prepare
 from only_train_once.errors import NumericalError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.importance import (
@@ -132,10 +133,19 @@ class Scoring:
         self.reset()
         return per_group
 
-    def score(self, gradients: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None) -> list[Tensor]:
-        """Scores of all groups from means of gradients and, if they are kept, of their squares, on the device."""
+    def score(
+        self, gradients: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None, prepared: Prepared | None = None
+    ) -> list[Tensor]:
+        """Scores of all groups from means of gradients and, if they are kept, of their squares, on the device.
+
+        ``prepared``: see `prepare`.
+        """
         seen = None if self.activations is None else self.activations.means()
-        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares, seen)
+        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares, seen, prepared)
+
+    def prepare(self) -> Prepared | None:
+        """What makes scoring at every step faster, if it can be made."""
+        return None if callable(self.criteria) else prepare(self.current, self.tensors, self.roles)
 
     def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_], kept: Kept) -> None:
         """Units have left, see `Method.leave`; a window that has begun goes on."""

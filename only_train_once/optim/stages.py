@@ -5,12 +5,12 @@ of them make the count exact: units that are at zero stay there, those still mis
 norm, and they follow along the ramp of ``removal``. The papers stop where the projection left off, with the number that
 it reached.
 
-While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs two to five times the
-base optimizer's (``benchmarks/results/step_cost.md``; forward and backward pass not counted): whether a unit has left
-its half-space takes the weights before and after the step. Keeping a copy, the sums over both and the change pass seven
-times over all weights, where SGD with momentum passes five times. Proximal steps look only at the weights after it, and
-keep no copy. Before and after it costs what the base optimizer's does, and nothing waits for the device except at the
-first steps of periods that score or plan, and at that of the finish.
+While units are projected, a copy of the tensors with ``zero`` entries is held, and the step costs up to four times the
+base optimizer's (``benchmarks/results/step_cost.md``, which says also what it costs at least; forward and backward pass
+not counted): whether a unit has left its half-space takes the weights before and after the step. Keeping a copy, the
+sums over both and the change pass seven times over all weights, where SGD with momentum passes five times. Proximal
+steps look only at the weights after it, and keep no copy. Before and after it costs what the base optimizer's does, and
+nothing waits for the device except at the first steps of periods that score or plan, and at that of the finish.
 """
 
 from __future__ import annotations
