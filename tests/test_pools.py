@@ -190,7 +190,7 @@ def test_widths_are_aligned_and_no_target_is_missed(target: dict[str, float], mo
     units = sum(g.size for g in oto.groups.prunable)
     trained(oto, optimizer)
     kept = {g.name: g.size - len(optimizer.removed[g.name]) for g in oto.groups.prunable}
-    width = {"last": 16, "extra": 16, "stem": 2, "blocks.0.up": 4, "blocks.1.up": 4}
+    width = {"last": 16, "extra": 16}  # the others are so narrow that no multiple that kernels like is small enough
     odd = [name for name, n in kept.items() if n % width.get(name, 1)]
     assert odd in ([], ["last"])  # the widest, where not all can
     if "target_group_sparsity" in target:
@@ -230,6 +230,7 @@ def group(size: int, *slices: tuple[int, int, Role]) -> PruningGroup:
         (group(256, (1, 256, Role.ZERO)), 16),
         (group(64, (1, 64, Role.ZERO)), 8),  # eight widths at least
         (group(96, (1, 96, Role.ZERO)), 8),
+        (group(32, (1, 32, Role.ZERO)), 1),  # of 4 units would be: too few for any kernel
         (group(6, (1, 6, Role.ZERO)), 1),
         (group(256, (4, 1024, Role.ZERO)), 4),  # four positions per unit
         (group(12, (64, 768, Role.ZERO)), 1),  # heads
@@ -246,11 +247,11 @@ def test_units_that_make_a_width(made: PruningGroup, expected: int, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"), [(1.0, 8), (0.5, 8), (0.49, 4), (0.25, 4), (0.22, 2), (0.1, 1), (0.0, 1)]
+    ("left", "expected"), [(1.0, 16), (0.5, 16), (0.49, 8), (0.25, 8), (0.22, 1), (0.1, 1), (0.0, 1)]
 )
 def test_few_units_left_prefer_small_multiples(left: float, expected: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(pools, "preferred_width", lambda device, dtype: 8)
-    made = group(64, (1, 64, Role.ZERO))
+    monkeypatch.setattr(pools, "preferred_width", lambda device, dtype: 16)
+    made = group(128, (1, 128, Role.ZERO))
     assert aligned_units(made, {"w0": torch.empty(0)}, None, left) == expected
     assert aligned_units(made, {"w0": torch.empty(0)}, 8, left) == 8  # what a user asks for
 

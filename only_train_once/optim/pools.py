@@ -32,6 +32,7 @@ from only_train_once.optim.selection import places
 
 _Flags = NDArray[np.bool_]
 _STEPS, _STEPS_LEFT = 8, 4  # a group has room for so many widths in all, and up to the width that it may end with
+_SHORTEST = 8  # kernels that like more than this do not gain from multiples of less
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,19 @@ def aligned_units(group: PruningGroup, tensors: Tensors, align: int | None, left
 
     Only dims that belong to the group whole can be aligned by it. A group of few units prefers a smaller power of two,
     so that it can still have eight widths, four of them within the share ``left`` that groups are expected to keep.
+    Where that leaves a multiple that no kernel likes, any width will do.
     """
-    units = 1
+    units, positions, shortest = 1, group.size, _SHORTEST
     for s in group.with_role(Role.ZERO, Role.CONSUMER):
         per_unit = s.index.shape[1]
         if group.size * per_unit == s.length:
             tensor = tensors[s.param]
             wanted = preferred_width(tensor.device, tensor.dtype) if align is None else align
             units = math.lcm(units, wanted // math.gcd(wanted, per_unit))
+            positions = min(positions, per_unit)
+            shortest = min(shortest, wanted)
     if align is not None:
         return units
     while units > 1 and units > min(group.size / _STEPS, group.size * left / _STEPS_LEFT):
         units = units // 2 if units % 2 == 0 else 1
-    return units
+    return units if units * positions >= shortest else 1
