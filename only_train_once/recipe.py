@@ -16,7 +16,7 @@ There are three recipes. Two are for fresh weights, and differ in what the lengt
     >>> round(CHEAPER.cost(1000, left=0.1))
     260
 
-- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts early and takes longer, and
+- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly, and
   what a unit is worth is asked of the loss (Fisher) rather than of the lengths of weights.
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
@@ -127,7 +127,7 @@ class Recipe:
 
 CHEAPER = Recipe(of="steps")
 EQUAL_COST = Recipe(of="flops")
-PRETRAINED = Recipe(start=0.05, length=0.4, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0)
+PRETRAINED = Recipe(start=0.02, length=0.1, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0)
 RECIPES: Mapping[str, Recipe] = {"cheaper": CHEAPER, "equal_cost": EQUAL_COST, "pretrained": PRETRAINED}
 
 
