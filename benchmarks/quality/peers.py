@@ -1,4 +1,4 @@
-"""Torch-Pruning, from its package (``pip install only_train_once[bench]``).
+"""Torch-Pruning, from its package (``pip install only_train_once[dev]``).
 
 Each trains the full network, cuts it with a ratio that is the same for all layers (its default) and found by search,
 and trains what is left. The parts of the budget are shares of it: half of the FLOPs before and half after the cut, or
