@@ -10,9 +10,8 @@ themselves) is met by the others: the pool has to lose that many rungs at least.
 [Note: alignment]
 Kernels are fast for widths that are multiples of a number, `preferred_width`. Pools prefer to end with such a width;
 where the target cannot be met so, the largest pools are let off, as few as do. The narrower a layer is to be, the
-more a step of so many units takes from it or leaves too much of it, and a wrong width costs accuracy (a small GPT cut
-to 5 % of its FLOPs lost more by residual streams of 8 where 11 fitted than cutting cost it): so the multiple is small
-against what a group is expected to end with.
+more a step of so many units takes from it or leaves too much of it, and a wrong width costs accuracy
+(``benchmarks/results/quality_ablation.md``): so the multiple is small against what a group is expected to end with.
 """
 
 from __future__ import annotations

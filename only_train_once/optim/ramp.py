@@ -143,22 +143,20 @@ def _walk_whole(
 ) -> None:
     """Tensors whose units are the same ones share their numbers."""
     starts: dict[tuple[int, bytes], int] = {}
-    filled, total = [], 0
+    filled, placed, total = [], [], 0
     for tensor, dim, positions in entries:
         key = (tensor.shape[dim], np.asarray(positions.cpu()).tobytes())
         if key not in starts:
             starts[key] = total
             filled.append(positions.to(device) + total)
             total += tensor.shape[dim]
+        placed.append((tensor, dim, starts[key]))
     values = torch.ones(total, dtype=dtype, device=device)
     plan.numbers.append(_Numbers(values, torch.cat(filled)))
-    for tensor, dim, positions in entries:
-        length = tensor.shape[dim]
-        start = starts[length, np.asarray(positions.cpu()).tobytes()]
+    for tensor, dim, start in placed:
+        mine = values[start : start + tensor.shape[dim]]
         plan.whole.append(tensor)
-        plan.multipliers.append(
-            values[start : start + length].view([-1 if d == dim else 1 for d in range(tensor.dim())])
-        )
+        plan.multipliers.append(mine.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
 
 
 def _cost(prices: tuple[float, float], length: int) -> float:
