@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch
+from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch, unsuited
 from benchmarks.quality.devices import CPU, on
 from benchmarks.quality.report import Cell, comparison, verdict
 from benchmarks.quality.task import Task, falling, learning_rate, nearest, quarters
@@ -51,6 +51,21 @@ def test_everyone_spends_the_budget(competitor) -> None:  # type: ignore[no-unty
     assert run.spent == pytest.approx(40, rel=0.05)
     assert TASK.share(model) == pytest.approx(level, rel=0.1)
     assert run.done > 40 or level == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("tp_taylor_first", {}, "fresh weights"),
+        ("tp_taylor_first", {"pretrained": True}, None),
+        ("tp_iterative", {"heads": lambda model: {model: 2}}, "cannot remove heads"),
+        ("tp_iterative", {}, None),
+        ("ours", {"pretrained": True, "heads": lambda model: {model: 2}}, None),
+    ],
+)
+def test_who_can_run(name: str, changes: dict[str, object], reason: str | None) -> None:
+    found = unsuited(name, dataclasses.replace(TASK, **changes))  # type: ignore[arg-type]
+    assert found is None if reason is None else reason in (found or "")
 
 
 def test_the_budget_in_steps() -> None:

@@ -25,7 +25,7 @@ import torch
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
 from benchmarks.quality.ablation import VARIANTS
-from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor, recipe_of
+from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor, recipe_of, unsuited
 from benchmarks.quality.devices import CPU, clock_of, latency, on
 from benchmarks.quality.task import Task, flops
 from benchmarks.quality.tasks import AT_HAND, TASKS, make
@@ -121,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if run in known(out):
             continue
         task = tasks[name]
+        if (reason := unsuited(competitor, task)) is not None:
+            print(*run, "not run:", reason, flush=True)
+            continue
         found = measured(task, everyone[competitor], Asked(task, at, seed, budget), options.split, options.device)
         with out.open("a") as file:
             file.write(json.dumps({**dict(zip(KEYS, run, strict=True)), **found}) + "\n")

@@ -32,7 +32,7 @@ SHARES = (
 VARIANTS: dict[str, Competitor] = {
     **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},
     "chosen": functools.partial(once, recipe={}),
-    "chosen, any width": functools.partial(once, recipe={}, align=1),
+    "chosen, widths in multiples of 8": functools.partial(once, recipe={}, align=8),
     "chosen, 16 periods": functools.partial(once, recipe={"periods": 16}),
     "chosen, Fisher": functools.partial(once, recipe={"criteria": "fisher_diagonal"}),
     "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),

@@ -64,18 +64,39 @@ def recipe_of(asked: Asked, changes: dict[str, Any]) -> Recipe:
     return replace(EQUAL_COST if asked.budget == "flops" else CHEAPER, **{**asked.task.recipe, **changes})
 
 
-def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
-    """One training with this library; ``recipe`` and ``config`` are what differs from its defaults."""
-    task = asked.task
+@dataclass(frozen=True)
+class Begun:
+    """A training with this library that is about to begin, of so many steps."""
+
+    oto: OTO
+    optimizer: torch.optim.Optimizer
+    run: Run
+    made: Recipe
+    steps: int
+
+    @property
+    def model(self) -> nn.Module:
+        return self.oto.model
+
+
+def begun(asked: Asked, recipe: dict[str, Any], budget: int | None = None, **config: Any) -> Begun:
+    """``recipe`` and ``config`` are what differs from the library's defaults, ``budget`` from the task's steps."""
+    task, steps = asked.task, budget or asked.task.steps
     model, run = asked.fresh(), Run(task, asked.seed)
     optimizer = task.optimizer(model.parameters())
     oto = OTO(model, task.example, wide=task.wide)
     made = recipe_of(asked, recipe)
-    length = {"full_steps" if asked.budget == "flops" else "total_steps": task.steps}
+    length = {"full_steps" if asked.budget == "flops" else "total_steps": steps}
     oto.train_once(optimizer, **length, recipe=made, target_flops=asked.level, **config)
-    steps = made.steps_within(task.steps, asked.level) if asked.budget == "flops" else task.steps
-    run.train(model, optimizer, steps)
-    return oto.construct_subnet().model, run
+    steps = made.steps_within(steps, asked.level) if asked.budget == "flops" else steps
+    return Begun(oto, optimizer, run, made, steps)
+
+
+def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
+    """One training with this library."""
+    one = begun(asked, recipe, **config)
+    one.run.train(one.model, one.optimizer, one.steps)
+    return one.oto.construct_subnet().model, one.run
 
 
 # HESSO by its published formulas, to which ``tests/test_optim.py`` proves this library's equal, step by step; with a
@@ -84,6 +105,15 @@ PUBLISHED = {
     "start": 1 / 6, "length": 1 / 3, "periods": 10, "of": "steps", "ramp": "linear", "scarcity": 0.0,
     "cost_exponent": 0.0, "criteria": "default", "roles": ("zero",),
 }  # fmt: skip
+
+
+def unsuited(name: str, task: Task) -> str | None:
+    """Why a competitor cannot run on a task; None if it can."""
+    if name in peers.FOR_PRETRAINED and not task.pretrained:
+        return "what it cuts at once are fresh weights"
+    if name in peers.NOT_FOR_HEADS and task.heads(task.build(1.0)):
+        return "Torch-Pruning 1.6.1 cannot remove heads in several steps"
+    return None
 
 
 COMPETITORS: dict[str, Competitor] = {

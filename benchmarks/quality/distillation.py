@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.competitors import Asked, recipe_of
+from benchmarks.quality.competitors import Asked, begun
 from benchmarks.quality.task import Batch
 from benchmarks.quality.training import Run
-from only_train_once import OTO
 
 SHARE = 1 / 3  # of a step, for the teacher's forward pass
 
@@ -24,15 +23,9 @@ def taught_once(
     asked: Asked, recipe: dict[str, Any], weight: float = 0.5, temperature: float = 2.0, decay: float = 0.99
 ) -> tuple[nn.Module, Run]:
     """For tasks whose batches are (inputs, labels) and whose loss is the cross-entropy."""
-    task = asked.task
-    model, run = asked.fresh(), Run(task, asked.seed)
-    oto = OTO(model, task.example, wide=task.wide)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = task.optimizer(model.parameters())
-    made, full = recipe_of(asked, recipe), round(task.steps / (1 + SHARE))
-    steps = made.steps_within(full, asked.level)
-    oto.train_once(optimizer, full_steps=full, recipe=made, target_flops=asked.level)
-    optimizer.cut_also(average)  # type: ignore[attr-defined]
+    one = begun(asked, recipe, budget=round(asked.task.steps / (1 + SHARE)))
+    average = copy.deepcopy(one.model).eval().requires_grad_(False)
+    one.optimizer.cut_also(average)  # type: ignore[attr-defined]
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -45,6 +38,6 @@ def taught_once(
         near = F.kl_div(F.log_softmax(found / temperature, -1), taught, log_target=True, reduction="batchmean")
         return (1 - weight) * F.cross_entropy(found, batch[1]) + weight * temperature**2 * near
 
-    run.train(model, optimizer, steps, loss=loss)
-    run.spent *= 1 + SHARE
-    return oto.construct_subnet().model, run
+    one.run.train(one.model, one.optimizer, one.steps, loss=loss)
+    one.run.spent *= 1 + SHARE
+    return one.oto.construct_subnet().model, one.run

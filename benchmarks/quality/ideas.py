@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.quality.competitors import Asked, recipe_of
+from benchmarks.quality.competitors import Asked, begun, recipe_of
 from benchmarks.quality.training import Run
 from only_train_once import OTO
 
@@ -25,28 +25,19 @@ def rewound(asked: Asked, whole_first: bool, **recipe: Any) -> tuple[nn.Module, 
         whole_first: it has fallen to nothing by then; else it is what it would be without this.
         **recipe: what differs in the recipe.
     """
-    task = asked.task
-    model, run, made = asked.fresh(), Run(task, asked.seed), recipe_of(asked, recipe)
-    optimizer = task.optimizer(model.parameters())
-    oto = OTO(model, task.example, wide=task.wide)
-    oto.train_once(optimizer, full_steps=task.steps, recipe=made, target_flops=asked.level)
-    steps = made.steps_within(task.steps, asked.level)
-    when = made.when(steps, asked.level)
+    one = begun(asked, recipe)
+    when = one.made.when(one.steps, asked.level)
     first = when["start_pruning_step"] + when["pruning_steps"]
-    run.train(model, optimizer, first, (0.0, 1.0 if whole_first else first / steps))
-    run.train(model, optimizer, steps - first)
-    return oto.construct_subnet().model, run
+    one.run.train(one.model, one.optimizer, first, (0.0, 1.0 if whole_first else first / one.steps))
+    one.run.train(one.model, one.optimizer, one.steps - first)
+    return one.oto.construct_subnet().model, one.run
 
 
 def recalibrated(asked: Asked, batches: int = 16, **recipe: Any) -> tuple[nn.Module, Run]:
     """Running statistics of batch norms measured anew at the end, as plain means over some batches."""
-    task = asked.task
-    model, run, made = asked.fresh(), Run(task, asked.seed), recipe_of(asked, recipe)
-    optimizer = task.optimizer(model.parameters())
-    oto = OTO(model, task.example, wide=task.wide)
-    oto.train_once(optimizer, full_steps=task.steps, recipe=made, target_flops=asked.level)
-    run.train(model, optimizer, made.steps_within(task.steps, asked.level) - round(FORWARD * batches))
-    subnet = oto.construct_subnet().model.train()
+    task, one = asked.task, begun(asked, recipe)
+    one.run.train(one.model, one.optimizer, one.steps - round(FORWARD * batches))
+    subnet = one.oto.construct_subnet().model.train()
     for part in subnet.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.reset_running_stats()
@@ -55,8 +46,8 @@ def recalibrated(asked: Asked, batches: int = 16, **recipe: Any) -> tuple[nn.Mod
     with torch.no_grad():
         for _ in range(batches):
             task.loss(subnet, next(stream))
-    run.spent += FORWARD * batches * task.share(subnet)
-    return subnet, run
+    one.run.spent += FORWARD * batches * task.share(subnet)
+    return subnet, one.run
 
 
 def another_method(asked: Asked, method: str, **settings: Any) -> tuple[nn.Module, Run]:

@@ -153,6 +153,8 @@ def cut_often(
     return model, run
 
 
+FOR_PRETRAINED = ("tp_magnitude_first", "tp_taylor_first")
+NOT_FOR_HEADS = ("tp_iterative",)
 COMPETITORS: dict[str, Competitor] = {
     "tp_magnitude": cut_once,
     "tp_magnitude_first": functools.partial(cut_once, before=0.0),

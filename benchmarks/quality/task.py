@@ -54,6 +54,7 @@ class Task:
         heads: (network) -> what Torch-Pruning has to be told of attention: layer that makes queries, keys or values
             -> number of heads.
         kept: (network) -> layers whose outputs Torch-Pruning has to leave alone.
+        pretrained: whether ``build(1.0)`` knows something already.
         recipe: settings of this library's recipe that differ here; part of what is measured, and written down.
         schedule: (share of the steps done, share in which it may rise) -> share of the peak learning rate.
         clip: norm that gradients are clipped to; None for no limit.
@@ -74,6 +75,7 @@ class Task:
     wide: bool = False
     heads: Callable[[nn.Module], Mapping[nn.Module, int]] = lambda model: {}
     kept: Callable[[nn.Module], list[Any]] = lambda model: []
+    pretrained: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
     schedule: Callable[[float, float], float] = learning_rate
     clip: float | None = None

@@ -240,6 +240,7 @@ def imagenet(name: str, source: Source = Source()) -> Task:  # noqa: B008  (it i
         score=functools.partial(accuracy, **where),
         optimizer=settings.optimizer,
         example=torch.randn(2, 3, settings.side, settings.side, generator=torch.Generator().manual_seed(0)),
+        pretrained=name.endswith("pretrained"),
         steps=steps(len(pictures.numbers["train"]), settings.batch, settings.epochs, folder),
         **settings.task,
     )

@@ -180,6 +180,7 @@ def minilm() -> Task:
         metric="Spearman",
         heads=_heads,
         kept=_kept,
+        pretrained=True,
         recipe={f.name: getattr(PRETRAINED, f.name) for f in dataclasses.fields(PRETRAINED)},
     )
 

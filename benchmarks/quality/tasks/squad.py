@@ -278,6 +278,7 @@ def bert(source: Source = Source()) -> Task:  # noqa: B008  (it is frozen)
         also={"exact_match": functools.partial(score, folder=folder, measure=exact)},
         optimizer=lambda p: torch.optim.AdamW(p, lr=3e-5, weight_decay=0.01),
         example=named(rows.inputs[:2]),
+        pretrained=True,
         steps=steps(len(rows.of), BATCH, EPOCHS, folder / FOLDER),
         metric="F1, %",
         heads=_heads,
