@@ -245,11 +245,14 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         export_model(nn.ReLU(), "onnx", tmp_path / "net.onnx", inputs=torch.ones(2, 2))
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     import torch._inductor.config as config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(ExportError, match=r"needs a C\+\+ compiler.*variable CXX"):
+    # not monkeypatch: undone by deletion, an entry of torch's settings stays hidden for the rest of the process
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(ExportError, match=r"needs a C\+\+ compiler.*variable CXX"),
+    ):
         export_model(nn.ReLU(), "aot", tmp_path / "net.pt2", inputs=torch.ones(2, 2))
     assert files(tmp_path) == []
 
