@@ -41,6 +41,7 @@ _WAYS_OUT: tuple[tuple[str, str], ...] = (
         "a removed unit does not become 0",
         "a function with f(0) = 0 in between, or no constant added behind the weights",
     ),
+    ("cannot be made to compute what it computes in full", "nn.LayerNorm or nn.RMSNorm, or eps in an attribute"),
     ("is a single unit", "nothing: the last unit has to stay"),
     ("units leave in multiples of", "a wider layer: an operator wants rows of such a length"),
     ("its units lie unevenly in rows", "parts of equal length"),

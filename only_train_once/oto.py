@@ -45,7 +45,7 @@ from .sensitivity import Sensitivity, analyse
 from .sharding import gather_into, is_running, is_spread, plainly_named
 from .subnet import Subnet
 from .suggest import Suggestion, suggest
-from .surgery import staying_at_zero, whole_multiples, zero_units
+from .surgery import norm_in_the_way, staying_at_zero, whole_multiples, zero_units
 from .trace import trace
 from .visualize import draw_groups
 
@@ -152,6 +152,9 @@ class OTO:
         )
         self._groups = found.of([self._with_user_freezes(group) for group in found])
         self.set_trainable()
+        if not is_spread(self.model):
+            stay = {group.name: norm_in_the_way(self.model, group) for group in self.groups.prunable}
+            self._freeze({name: reason for name, reason in stay.items() if reason is not None})
         return self.groups
 
     @property

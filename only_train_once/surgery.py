@@ -16,6 +16,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
@@ -666,15 +667,14 @@ def _rescale(module: Any, norm: NormChange) -> None:
 
 def _to_response(module: Any, norm: NormChange) -> None:
     module.__class__ = FullWidthResponseNorm
-    eps = norm.eps if norm.eps is not None else _eps(module, norm.eps_name)
-    vars(module).update(full_width=norm.full_width, dim=norm.dim, eps=eps)
+    vars(module).update(full_width=norm.full_width, dim=norm.dim, eps=_eps_after(module, norm))
 
 
 def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attributes: Any) -> None:
     """Change the class in place: hooks, parameters, mode and every reference to the module stay as they are."""
     state = vars(module)
     # What a class of the user's own calls otherwise.
-    attributes |= {"full_width": norm.full_width, "eps": _eps(module, norm.eps_name)}
+    attributes |= {"full_width": norm.full_width, "eps": _eps_after(module, norm)}
     own = not isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
     if own:
         for name in ("weight", "bias"):
@@ -693,6 +693,10 @@ def _become(module: nn.Module, kind: type[nn.Module], norm: NormChange, **attrib
 def _eps(module: nn.Module, name: str | None) -> float | None:
     value: float | None = None if name is None else getattr(module, name)
     return value
+
+
+def _eps_after(module: nn.Module, norm: NormChange) -> float | None:
+    return _eps(module, norm.eps_name) if norm.eps is None else norm.eps
 
 
 def rescaled(weight: Tensor, offset: int, ratio: float) -> Tensor:
@@ -760,8 +764,8 @@ def _plan_norm(
             return candidate
     raise SurgeryError(
         f"norm {path!r} ({type(module).__name__}) with {int(kept.sum())} of {len(kept)} channels left cannot be made "
-        f"to compute what it computes in full; tried {[(c.kind, c.offset) for c in candidates]}. Mark its width "
-        "unprunable."
+        f"to compute what it computes in full; tried {list(dict.fromkeys((c.kind, c.offset) for c in candidates))}. "
+        "Mark its width unprunable."
     )
 
 
@@ -797,7 +801,8 @@ def _norm_candidates(
     gated = _GATED if _positional(module)[1] > 1 else ()
     layer, rms, scaled = (
         [
-            NormChange(k, width, remembered or full, dim, form, offset=o, eps_name=eps_name)
+            NormChange(k, width, remembered or full, dim, form, offset=o, eps_name=eps_name, eps=e)
+            for e in ((None,) if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else _eps_values(module))
             for k in kinds
             for o in offsets
         ]
@@ -829,7 +834,7 @@ def _response_candidates(module: nn.Module, dim: int, kept: NDArray[np.bool_]) -
         return []
     width, eps_name = int(kept.sum()), _eps_name(module)
     full = getattr(module, "full_width", len(kept))  # cut before
-    eps = (None,) if eps_name is not None else (1e-6, 1e-5, 1e-8, 1e-12, 1e-7)
+    eps = _eps_values(module)
     return [NormChange("response", width, full, dim, (width,), eps_name=eps_name, eps=e) for e in eps]
 
 
@@ -860,6 +865,42 @@ def _eps_name(module: nn.Module) -> str | None:
             return name
     small = [name for name, value in state.items() if isinstance(value, float) and 0 < value < 0.1]
     return small[0] if len(small) == 1 else None
+
+
+def norm_in_the_way(model: nn.Module, group: PruningGroup) -> str | None:
+    """Why a norm of the user's own keeps the group from losing channels; None if nothing does, or if it is not known.
+
+    Half of the units are tried with one norm of each kind. A class of torch's is known, and what is on the meta device
+    has no values to be compared.
+    """
+    kinds: dict[tuple[Any, ...], ParamSlice] = {}
+    for s in group.with_role(Role.NORM):
+        norm = model.get_submodule(s.param)
+        known = isinstance(norm, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+        if not known and all(t.device.type != "meta" for t in (*norm.parameters(), *norm.buffers())):
+            numbers = sorted((n, v) for n, v in vars(norm).items() if isinstance(v, (bool, int, float, str)))
+            kinds.setdefault((type(norm), s.dim, s.length, *numbers), s)
+    units = range(min(max(group.size // 2 // group.multiple, 1) * group.multiple, group.most))
+    if not kinds or not units:
+        return None
+    tried = (*(s for s in group.slices if s.role is not Role.NORM), *kinds.values())
+    try:
+        plan(model, [replace(group, slices=tried)], {group.name: units})
+    except SurgeryError as error:
+        return str(error)
+    return None
+
+
+def _eps_values(module: nn.Module) -> tuple[float | None, ...]:
+    """What to try for a norm of the user's own: None for what its attribute says, else the numbers in its code.
+
+    Where those are not in the forward itself, one of the usual numbers may be what a function that it calls adds.
+    """
+    if _eps_name(module) is not None:
+        return (None,)
+    code = getattr(type(module).forward, "__code__", None)
+    written = (c for c in getattr(code, "co_consts", ()) if isinstance(c, float) and 0 < c < 0.1)
+    return (None, *dict.fromkeys((*written, 1e-6, 1e-5, 1e-8, 1e-12, 1e-7)))
 
 
 def _norm_holds(

@@ -184,6 +184,7 @@ def ends_alike(name: str, make_optimizer: Make | None = None, **arguments: Any) 
 NORMS = [
     *("layer_norm", "rms_norm", "hand_rms_norm", "weightless_rms_norm", "power_rms_norm", "hand_layer_norm"),
     *("unbiased_rms_norm", "scaled_rms_norm", "offset_layer_norm", "active_layer_norm"),
+    *("literal_rms_norm", "literal_layer_norm"),
 ]
 
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from only_train_once import OTO
+from only_train_once.errors import ConfigurationError
 from only_train_once.explain import coverage, way_out, what_stays
 from only_train_once.groups import GroupList, find_groups
 from only_train_once.trace import trace
 
 from . import pruning
 from .zoo import MLP, ZOO
+from .zoo.basics import HandRMSNorm, NormedStream
 
 
 def groups_of(model: nn.Module, inputs: object, wide: bool = False) -> GroupList:
@@ -87,3 +89,34 @@ def test_explain_names_what_is_cut_what_stays_and_how_much() -> None:
     for part in ("fc1", "fc1.weight[0] (zero)", "is a dim of the model's output 0", "97.1% of the parameters"):
         assert part in text
     assert "to free it" in oto.explain("fc2")
+
+
+class _HelpedNorm(HandRMSNorm):
+    """Its eps is in a function that it calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * _inverse_root(x) * self.weight
+
+
+def _inverse_root(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + 3e-4)
+
+
+def test_a_norm_that_cannot_lose_channels_is_known_before_training() -> None:
+    """Or the target would be planned with units that cannot leave, and missed."""
+
+    def named(eps: float) -> HandRMSNorm:
+        norm = _HelpedNorm()
+        norm.variance_epsilon = eps
+        return norm
+
+    for eps, free in ((1e-3, False), (3e-4, True)):
+        oto = OTO(NormedStream(lambda eps=eps: named(eps)), dummy_input=torch.randn(3, 6), wide=True)  # type: ignore[misc]
+        width = oto.groups["stem:width"]
+        assert width.prunable is free
+        if not free:
+            assert "norm 'norm' (_HelpedNorm) with 8 of 16 channels left cannot be made" in str(width.reason)
+            assert "eps in an attribute" in way_out(width.reason)
+            optimizer = torch.optim.SGD(oto.model.parameters(), lr=0.1)
+            with pytest.raises(ConfigurationError, match="target_flops"):
+                oto.attach(optimizer, target_flops=0.2, pruning_steps=10)

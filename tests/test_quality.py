@@ -80,6 +80,13 @@ def test_the_same_seed_gives_the_same_network() -> None:
         assert torch.equal(a, b)
 
 
+def test_a_network_that_is_too_large_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Task.share
+    monkeypatch.setattr(Task, "share", lambda self, model: 1.02 * share(self, model))
+    with pytest.raises(RuntimeError, match=r"of the FLOPs are left, asked for were 0\.3"):
+        once(Asked(TASK, 0.3, 0, "flops"), recipe={})
+
+
 def test_competitors_are_never_smaller() -> None:
     assert nearest({0.5: 0.24, 0.6: 0.27, 0.7: 0.4}, 0.25) == (0.6, 0.27)
     assert nearest({0.5: 0.2478, 0.6: 0.27}, 0.25) == (0.5, 0.2478)  # within 1 %

@@ -28,6 +28,8 @@ SHARES = (
     (0.1, 0.2),
     (0.2, 0.1),
     (0.05, 0.1),
+    (0.02, 0.1),
+    (0.02, 0.05),
 )
 VARIANTS: dict[str, Competitor] = {
     **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},

@@ -21,6 +21,7 @@ from only_train_once import OTO
 from only_train_once.recipe import CHEAPER, EQUAL_COST, Recipe
 
 BUDGETS = ("flops", "steps")
+OVER = 1.01  # how far a target may be missed
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,21 @@ def begun(asked: Asked, recipe: dict[str, Any], budget: int | None = None, **con
 
 
 def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
-    """One training with this library."""
+    """One training with this library.
+
+    Raises:
+        RuntimeError: the network has more FLOPs than asked for, as when units could not leave.
+    """
     one = begun(asked, recipe, **config)
     one.run.train(one.model, one.optimizer, one.steps)
-    return one.oto.construct_subnet().model, one.run
+    subnet = one.oto.construct_subnet()
+    share = asked.task.share(subnet.model)
+    if share > OVER * asked.level:
+        raise RuntimeError(
+            f"{asked.task.name}: {share:.3f} of the FLOPs are left, asked for were {asked.level}; "
+            f"what could not leave: {subnet.report.excluded}"
+        )
+    return subnet.model, one.run
 
 
 # HESSO by its published formulas, to which ``tests/test_optim.py`` proves this library's equal, step by step; with a

@@ -256,6 +256,23 @@ class HandRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+class LiteralRMSNorm(HandRMSNorm):
+    """Its eps is a number in its code."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        del self.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 3e-4) * self.weight
+
+
+class LiteralLayerNorm(LiteralRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return x / torch.sqrt(x.square().mean(-1, keepdim=True) + 2e-5) * self.weight
+
+
 class ScaledRMSNorm(HandRMSNorm):
     """Multiplies by 1 + weight first."""
 
@@ -842,6 +859,8 @@ BASICS: dict[str, Case] = {
         lambda: NormedStream(HalfNorm), lambda: torch.randn(3, 6), 12, reason="a mean divides by the count"
     ),
     "unbiased_rms_norm": Case(lambda: NormedStream(UnbiasedRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "literal_rms_norm": Case(lambda: NormedStream(LiteralRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
+    "literal_layer_norm": Case(lambda: NormedStream(LiteralLayerNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "scaled_rms_norm": Case(lambda: NormedStream(ScaledRMSNorm), lambda: torch.randn(3, 6), 12, wide=28),
     "offset_layer_norm": Case(
         lambda: NormedStream(lambda: OffsetLayerNorm(16)), lambda: torch.randn(3, 6), 12, wide=28
