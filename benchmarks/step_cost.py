@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import statistics
 import time
 import weakref
@@ -31,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
 from only_train_once import OTO
+from only_train_once.groups import Role
 
 START, STEPS, END = 40, 180, 280
 
@@ -210,6 +212,33 @@ def _copied(flat: Flat) -> None:
     _moved(flat)
 
 
+def _where_they_lie(method: Any, read_rows: bool) -> Callable[[], None]:
+    """A sixth of the units scaled in the weights themselves: every tensor walked as a whole, or rows at least read.
+
+    Columns of a matrix share cache lines with their neighbours: of a sixth of them, spread evenly, no less than all of
+    the matrix is read and written.
+    """
+    rows: list[tuple[Tensor, Tensor]] = []
+    whole: list[Tensor] = []
+    factors: list[Tensor] = []
+    for group in method.groups:
+        for s in group.with_role(Role.ZERO):
+            tensor = method.tensors[s.param].detach()
+            if read_rows and s.dim == 0 and tensor.dim() > 1:
+                rows.append((tensor, torch.as_tensor(s.index[::6].reshape(-1))))
+            else:
+                whole.append(tensor)
+                factors.append(torch.ones([n if d == s.dim else 1 for d, n in enumerate(tensor.shape)]))
+
+    def run() -> None:
+        for tensor, positions in rows:
+            tensor.index_select(0, positions)
+        if whole:
+            torch._foreach_mul_(whole, factors)
+
+    return run
+
+
 # What is done -> the least that it takes, in weights that lie one after the other
 FLOORS: dict[str, Callable[[Flat], None]] = {
     "a sixth of the weights scaled": lambda flat: _scaled(flat, 1 / 6),
@@ -229,15 +258,19 @@ def floor(network: str, base: str) -> str:
     weights = [method.tensors[name].detach().reshape(-1) for name in method.space.units.names]
     flat = [(w, w.clone()) for w in weights]
     plain = beside(other, base)
-    cells = []
-    for least in FLOORS.values():
+
+    def over(least: Callable[[], None]) -> float:
         ratios = []
         for _ in range(40):
             alone = seconds(plain)
             start = time.process_time()
-            least(flat)
+            least()
             ratios.append(1 + (time.process_time() - start) / alone)
-        cells.append(f"{statistics.median(ratios):.2f}")
+        return statistics.median(ratios)
+
+    found = [min(over(_where_they_lie(method, read_rows)) for read_rows in (False, True))]
+    found += [over(functools.partial(least, flat)) for least in FLOORS.values()]
+    cells = [f"{ratio:.2f}" for ratio in found]
     share = sum(w.numel() for w in weights) / sum(p.numel() for g in plain.param_groups for p in g["params"])
     return " | ".join([f"| {network} | {base} | {share:.2f}", *cells]) + " |"
 
@@ -281,13 +314,15 @@ def main() -> None:
         "weights before and after a step, by which the projection methods know whether a unit has left its half-"
         "space, is more than 1.10 with every network and base: **1.10 during pruning is out of reach for HSPG, "
         "AdaHSPG+ and DHSPG**, and so it is for the cycles of HESSO-CRIC, which read weights and gradients at "
-        "every step. (The figures of HESSO-CRIC *during* are medians over cycles, ramp and the steps that cycles "
+        "every step. *where they lie*: the same sixth of the units, scattered among the others as they are, the better "
+        "of walking all of their tensors and of only reading rows where units are rows: what a ramp can have at best "
+        "here. (The figures of HESSO-CRIC *during* are medians over cycles, ramp and the steps that cycles "
         "were planned for and did not take.) "
         "What comes on top of the products: the penalty moves units along their old values, and as an optimizer's "
         "update is its own affair, these have to be copied before the step.",
         "",
-        f"| network | base | share | {' | '.join(FLOORS)} |",
-        "|---|---|---:|" + "---:|" * len(FLOORS),
+        f"| network | base | share | a sixth of the units scaled where they lie | {' | '.join(FLOORS)} |",
+        "|---|---|---:|---:|" + "---:|" * len(FLOORS),
         *floors,
         "",
     ]
