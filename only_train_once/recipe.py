@@ -6,18 +6,19 @@ There are three recipes. Two are for fresh weights, and differ in what the lengt
 
 - `CHEAPER`, of the steps: a training of so many steps, which costs less than the full network's.
 - `EQUAL_COST`, of the FLOPs: a training that costs what ``full_steps`` steps of the full network cost, and has more
-  steps, as many as `Recipe.steps_within` says. A small network costs little, so seven tenths of the FLOPs are nearly
+  steps, as many as `Recipe.steps_within` says. A small network costs little, so eight tenths of the FLOPs are nearly
   all of these steps, and the smaller it gets the earlier pruning is over::
 
     >>> EQUAL_COST.steps_within(1000, left=0.1)
-    7559
-    >>> EQUAL_COST.when(7559, left=0.1)
-    {'start_pruning_step': 100, 'pruning_steps': 445, 'pruning_periods': 8}
+    8342
+    >>> EQUAL_COST.when(8342, left=0.1)
+    {'start_pruning_step': 100, 'pruning_steps': 223, 'pruning_periods': 8}
     >>> round(CHEAPER.cost(1000, left=0.1))
     260
 
-- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly, and
-  what a unit is worth is asked of the loss (Fisher) rather than of the lengths of weights.
+- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly,
+  takes the less time the less is to be left, and what a unit is worth is asked of the loss (Fisher) rather than of the
+  lengths of weights.
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
 """
@@ -45,6 +46,8 @@ class Recipe:
     Attributes:
         start: share of the steps before pruning.
         length: share of the steps that prune.
+        per_left: and at most so many times what is left in the end, if given: the smaller a network gets, the more of
+            its own steps the same share costs.
         periods: into which these are cut; the network gets smaller after each.
         of: what ``start`` and ``length`` are shares of: "steps", or the "flops" of a run with a target in FLOPs.
         ramp, scarcity, cost_exponent: see `optim.arguments.Budget`.
@@ -54,6 +57,7 @@ class Recipe:
 
     start: float = 0.1
     length: float = 0.2
+    per_left: float | None = None
     periods: int = 8
     of: str = "steps"
     ramp: str = "geometric"
@@ -68,6 +72,8 @@ class Recipe:
             raise ConfigurationError(
                 f"length is {self.length!r}; the rule is 0 < length <= 1 - start, {1 - self.start}"
             )
+        if self.per_left is not None and not self.per_left > 0:
+            raise ConfigurationError(f"per_left is {self.per_left!r}; the rule is a number above 0, or None")
         whole("periods", self.periods, 1)
         one_of("of", self.of, ("steps", "flops"))
 
@@ -83,10 +89,11 @@ class Recipe:
         }
 
     def _step_shares(self, left: float) -> tuple[float, float]:
+        length = self.length if self.per_left is None else min(self.length, self.per_left * left)
         if self.of == "steps":
-            return self.start, self.length
+            return self.start, length
         during = sum(self._during(left, self.periods)) / self.periods
-        before, pruning, rest = self.start, self.length / during, (1 - self.start - self.length) / left
+        before, pruning, rest = self.start, length / during, (1 - self.start - length) / left
         total = before + pruning + rest
         return before / total, pruning / total
 
@@ -126,8 +133,10 @@ class Recipe:
 
 
 CHEAPER = Recipe(of="steps")
-EQUAL_COST = Recipe(of="flops")
-PRETRAINED = Recipe(start=0.02, length=0.1, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0)
+EQUAL_COST = Recipe(of="flops", length=0.1)
+PRETRAINED = Recipe(
+    start=0.02, length=0.4, per_left=1.6, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0
+)
 RECIPES: Mapping[str, Recipe] = {"cheaper": CHEAPER, "equal_cost": EQUAL_COST, "pretrained": PRETRAINED}
 
 

@@ -46,6 +46,15 @@ def test_shares_of_the_flops() -> None:
     assert 0.1 * rest / cost == pytest.approx(0.5, rel=1e-2)
 
 
+@pytest.mark.parametrize(("left", "share"), [(0.5, 0.4), (0.25, 0.4), (0.1, 0.16), (0.05, 0.08)])
+def test_less_time_for_pruning_the_less_is_to_be_left(left: float, share: float) -> None:
+    recipe = Recipe(start=0.1, length=0.4, per_left=1.6, of="flops")
+    when, cost = recipe.when(10_000, left), recipe.cost(10_000, left)
+    rest = 10_000 - when["start_pruning_step"] - when["pruning_steps"]
+    assert left * rest / cost == pytest.approx(0.9 - share, rel=1e-2)
+    assert dataclasses.replace(recipe, of="steps").when(10_000, left)["pruning_steps"] == round(10_000 * share)
+
+
 @pytest.mark.parametrize("recipe", [STEPS, FLOPS])
 def test_a_training_costs_what_the_recipe_says(recipe: Recipe) -> None:
     model, x = network(), torch.randn(8, 1, 8, 8)
@@ -92,6 +101,7 @@ def test_what_is_given_goes_before_the_recipe() -> None:
         (lambda: Recipe(start=0.5, length=0.6), "length is 0.6"),
         (lambda: Recipe(start=1.0), "start is 1.0"),
         (lambda: Recipe(periods=0), "periods is 0"),
+        (lambda: Recipe(per_left=0.0), "per_left is 0.0"),
         (lambda: Recipe(of="epochs"), "of is 'epochs'"),
         (lambda: Recipe().steps_within(100, 0.0), "left is 0.0"),
         (lambda: Recipe().when(3), "total_steps is 3"),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks.quality.task import Batch, Task
 from benchmarks.quality.tasks.digits import scaled
 
-PICTURES = {
-    "train": ("astronaut.png", "coffee.png", "ihc.png", "retina.jpg", "hubble_deep_field.jpg", "color.png"),
+PICTURES = {  # with details: of retina.jpg or color.png bicubic interpolation misses next to nothing
+    "train": ("astronaut.png", "coffee.png", "ihc.png"),
     "validation": ("rocket.jpg",),
     "test": ("chelsea.png", "motorcycle_left.png"),
 }
@@ -57,7 +57,11 @@ def batches(generator: torch.Generator) -> Iterator[Batch]:
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    return (model(batch[0]) - batch[1]).abs().mean()
+    """The mean squared error, in units that keep Adam's gradients away from its epsilon.
+
+    With absolute errors the network learns to add nothing in so few steps.
+    """
+    return 100 * (model(batch[0]) - batch[1]).square().mean()
 
 
 @torch.no_grad()
@@ -98,7 +102,10 @@ class Cascade(nn.Module):
 
 
 class Carn(nn.Module):
-    """CARN for a factor of 2: three cascades of three units; it learns what bicubic interpolation misses."""
+    """CARN for a factor of 2: three cascades of three units; it learns what bicubic interpolation misses.
+
+    At first it adds nothing to that.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,6 +113,8 @@ class Carn(nn.Module):
         self.body = Cascade(width, [Cascade(width, [ResidualUnit(width) for _ in range(3)]) for _ in range(3)])
         self.up = nn.Conv2d(width, 4 * width, 3, 1, 1)
         self.exit = nn.Conv2d(width, 3, 3, 1, 1)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, 3, height, width) -> (batch, 3, 2 height, 2 width)
         up = F.relu(F.pixel_shuffle(self.up(self.body(self.entry(x))), 2))
@@ -121,7 +130,7 @@ def carn() -> Task:
         score=psnr,
         optimizer=lambda p: torch.optim.Adam(p, lr=2e-3, fused=True),
         example=torch.rand(1, 3, 24, 24),
-        steps=200,
+        steps=150,
         metric="PSNR, dB",
         kept=lambda model: [model.exit, model.up],
     )
