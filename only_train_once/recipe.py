@@ -6,13 +6,13 @@ There are three recipes. Two are for fresh weights, and differ in what the lengt
 
 - `CHEAPER`, of the steps: a training of so many steps, which costs less than the full network's.
 - `EQUAL_COST`, of the FLOPs: a training that costs what ``full_steps`` steps of the full network cost, and has more
-  steps, as many as `Recipe.steps_within` says. A small network costs little, so eight tenths of the FLOPs are nearly
+  steps, as many as `Recipe.steps_within` says. A small network costs little, so what comes after pruning is nearly
   all of these steps, and the smaller it gets the earlier pruning is over::
 
     >>> EQUAL_COST.steps_within(1000, left=0.1)
-    8342
-    >>> EQUAL_COST.when(8342, left=0.1)
-    {'start_pruning_step': 100, 'pruning_steps': 223, 'pruning_periods': 8}
+    8792
+    >>> EQUAL_COST.when(8792, left=0.1)
+    {'start_pruning_step': 50, 'pruning_steps': 223, 'pruning_periods': 8}
     >>> round(CHEAPER.cost(1000, left=0.1))
     260
 
@@ -133,7 +133,7 @@ class Recipe:
 
 
 CHEAPER = Recipe(of="steps")
-EQUAL_COST = Recipe(of="flops", length=0.1)
+EQUAL_COST = Recipe(start=0.05, length=0.1, of="flops")
 PRETRAINED = Recipe(
     start=0.02, length=0.4, per_left=1.6, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0
 )

@@ -30,6 +30,8 @@ SHARES = (
     (0.05, 0.1),
     (0.02, 0.1),
     (0.02, 0.05),
+    (0.02, 0.2),
+    (0.05, 0.2),
 )
 VARIANTS: dict[str, Competitor] = {
     **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},
@@ -39,10 +41,6 @@ VARIANTS: dict[str, Competitor] = {
     "chosen, Fisher": functools.partial(once, recipe={"criteria": "fisher_diagonal"}),
     "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),
     "chosen, taught by its average": functools.partial(taught_once, recipe={}),
-    **{
-        f"chosen, dense {a}, pruning {b} of the FLOPs": functools.partial(once, recipe={"start": a, "length": b})
-        for a, b in ((0.02, 0.2), (0.05, 0.2), (0.05, 0.4))
-    },
     "chosen, scarcity 3": functools.partial(once, recipe={"scarcity": 3.0}),
     "chosen, magnitude": functools.partial(once, recipe={"criteria": "magnitude"}),
     "chosen, shares and allocation for fresh weights": functools.partial(

@@ -130,7 +130,7 @@ def carn() -> Task:
         score=psnr,
         optimizer=lambda p: torch.optim.Adam(p, lr=2e-3, fused=True),
         example=torch.rand(1, 3, 24, 24),
-        steps=150,
+        steps=100,
         metric="PSNR, dB",
         kept=lambda model: [model.exit, model.up],
     )
