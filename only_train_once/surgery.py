@@ -870,13 +870,13 @@ def _eps_name(module: nn.Module) -> str | None:
 def norm_in_the_way(model: nn.Module, group: PruningGroup) -> str | None:
     """Why a norm of the user's own keeps the group from losing channels; None if nothing does, or if it is not known.
 
-    Half of the units are tried with one norm of each kind. A class of torch's is known, and what is on the meta device
-    has no values to be compared.
+    Half of the units are tried with one norm of each kind. Torch's own classes are known, group norms may take other
+    halves, and what is on the meta device has no values to be compared.
     """
     kinds: dict[tuple[Any, ...], ParamSlice] = {}
     for s in group.with_role(Role.NORM):
         norm = model.get_submodule(s.param)
-        known = isinstance(norm, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+        known = type(norm) in (nn.LayerNorm, nn.RMSNorm) or isinstance(norm, nn.GroupNorm)
         if not known and all(t.device.type != "meta" for t in (*norm.parameters(), *norm.buffers())):
             numbers = sorted((n, v) for n, v in vars(norm).items() if isinstance(v, (bool, int, float, str)))
             kinds.setdefault((type(norm), s.dim, s.length, *numbers), s)
