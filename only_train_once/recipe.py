@@ -10,9 +10,9 @@ There are three recipes. Two are for fresh weights, and differ in what the lengt
   all of these steps, and the smaller it gets the earlier pruning is over::
 
     >>> EQUAL_COST.steps_within(1000, left=0.1)
-    7812
-    >>> EQUAL_COST.when(7812, left=0.1)
-    {'start_pruning_step': 100, 'pruning_steps': 369, 'pruning_periods': 8}
+    8792
+    >>> EQUAL_COST.when(8792, left=0.1)
+    {'start_pruning_step': 50, 'pruning_steps': 223, 'pruning_periods': 8}
     >>> round(CHEAPER.cost(1000, left=0.1))
     260
 
@@ -46,7 +46,6 @@ class Recipe:
     Attributes:
         start: share of the steps before pruning.
         length: share of the steps that prune.
-        per_halving: and at most so much for each time that the network gets half as large, if given.
         per_left: and at most so many times what is left in the end, if given: the smaller a network gets, the more of
             its own steps the same share costs.
         periods: into which these are cut; the network gets smaller after each.
@@ -58,7 +57,6 @@ class Recipe:
 
     start: float = 0.1
     length: float = 0.2
-    per_halving: float | None = None
     per_left: float | None = None
     periods: int = 8
     of: str = "steps"
@@ -74,9 +72,8 @@ class Recipe:
             raise ConfigurationError(
                 f"length is {self.length!r}; the rule is 0 < length <= 1 - start, {1 - self.start}"
             )
-        for name in ("per_halving", "per_left"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}; the rule is a number above 0, or None")
+        if self.per_left is not None and not self.per_left > 0:
+            raise ConfigurationError(f"per_left is {self.per_left!r}; the rule is a number above 0, or None")
         whole("periods", self.periods, 1)
         one_of("of", self.of, ("steps", "flops"))
 
@@ -92,11 +89,7 @@ class Recipe:
         }
 
     def _step_shares(self, left: float) -> tuple[float, float]:
-        length = self.length
-        if self.per_halving is not None and left < 1:
-            length = min(length, self.per_halving * math.log2(1 / left))
-        if self.per_left is not None:
-            length = min(length, self.per_left * left)
+        length = self.length if self.per_left is None else min(self.length, self.per_left * left)
         if self.of == "steps":
             return self.start, length
         during = sum(self._during(left, self.periods)) / self.periods
@@ -140,7 +133,7 @@ class Recipe:
 
 
 CHEAPER = Recipe(of="steps")
-EQUAL_COST = Recipe(length=0.25, per_halving=0.05, of="flops")
+EQUAL_COST = Recipe(start=0.05, length=0.1, of="flops")
 PRETRAINED = Recipe(
     start=0.02, length=0.4, per_left=1.6, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0
 )

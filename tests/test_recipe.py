@@ -55,12 +55,6 @@ def test_less_time_for_pruning_the_less_is_to_be_left(left: float, share: float)
     assert dataclasses.replace(recipe, of="steps").when(10_000, left)["pruning_steps"] == round(10_000 * share)
 
 
-@pytest.mark.parametrize(("left", "share"), [(1.0, 0.3), (0.5, 0.1), (0.25, 0.2), (0.125, 0.3), (0.05, 0.3)])
-def test_as_much_time_for_each_halving(left: float, share: float) -> None:
-    recipe = Recipe(start=0.1, length=0.3, per_halving=0.1, of="steps")
-    assert recipe.when(10_000, left)["pruning_steps"] == round(10_000 * share)
-
-
 @pytest.mark.parametrize("recipe", [STEPS, FLOPS])
 def test_a_training_costs_what_the_recipe_says(recipe: Recipe) -> None:
     model, x = network(), torch.randn(8, 1, 8, 8)
@@ -108,7 +102,6 @@ def test_what_is_given_goes_before_the_recipe() -> None:
         (lambda: Recipe(start=1.0), "start is 1.0"),
         (lambda: Recipe(periods=0), "periods is 0"),
         (lambda: Recipe(per_left=0.0), "per_left is 0.0"),
-        (lambda: Recipe(per_halving=-1.0), r"per_halving is -1\.0"),
         (lambda: Recipe(of="epochs"), "of is 'epochs'"),
         (lambda: Recipe().steps_within(100, 0.0), "left is 0.0"),
         (lambda: Recipe().when(3), "total_steps is 3"),

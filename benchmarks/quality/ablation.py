@@ -10,7 +10,7 @@ from benchmarks.quality.competitors import Competitor, once
 from benchmarks.quality.distillation import taught_once
 from benchmarks.quality.ideas import another_method, recalibrated, rewound
 
-BASE = {"start": 0.1, "length": 0.4, "per_halving": None, "per_left": None, "of": "flops"}
+BASE = {"start": 0.1, "length": 0.4, "per_left": None, "of": "flops"}
 
 
 def _with(**recipe: Any) -> Competitor:
@@ -32,13 +32,11 @@ SHARES = (
     (0.02, 0.05),
     (0.02, 0.2),
     (0.05, 0.2),
+    (0.05, 0.166),
+    (0.1, 0.166),
 )
 VARIANTS: dict[str, Competitor] = {
     **{f"dense {a}, pruning {b} of the FLOPs": _with(start=a, length=b) for a, b in SHARES},
-    **{
-        f"dense {a}, pruning 0.05 of the FLOPs per halving": _with(start=a, length=0.25, per_halving=0.05)
-        for a in (0.05, 0.1)
-    },
     "chosen": functools.partial(once, recipe={}),
     "chosen, widths in multiples of 8": functools.partial(once, recipe={}, align=8),
     "chosen, 16 periods": functools.partial(once, recipe={"periods": 16}),
