@@ -123,7 +123,7 @@ def test_the_recipe_that_fits() -> None:
         return made._method.schedule
 
     assert schedule(total_steps=100).start_pruning_step == 10
-    assert schedule(full_steps=100).start_pruning_step == 10  # a tenth of the FLOPs of 100 steps, of some 400
+    assert schedule(full_steps=100).start_pruning_step == 5  # a twentieth of the FLOPs of 100 steps, of some 450
     assert schedule(total_steps=400).start_pruning_step == 40
 
 
