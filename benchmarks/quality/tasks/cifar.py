@@ -90,7 +90,9 @@ def batches(generator: torch.Generator, folder: Path, mix: Mix | None = None) ->
         rows, columns = (at[:, None] + torch.arange(32) for at in (top, left))
         crops = padded[torch.arange(len(chosen))[:, None, None], :, rows[:, :, None], columns[:, None]]
         flipped = torch.rand(len(chosen), generator=generator) < 0.5
-        crops = crops.permute(0, 3, 1, 2)
+        # In this layout, not channels last: there oneDNN 3.12 writes past its memory on AVX2 for the gradient of a
+        # strided 1x1 convolution with fewer than eight input channels (a heap that is damaged, and later an abort).
+        crops = crops.permute(0, 3, 1, 2).contiguous()
         shown, told = torch.where(flipped[:, None, None, None], crops.flip(3), crops), labels[chosen]
         if mix is not None:
             with seeded(int(torch.randint(SEEDS, (), generator=generator))):
