@@ -65,7 +65,8 @@ def test_onnx_runtime(name: str, tmp_path: Path) -> None:
     subnet = cut(name)
     exported = subnet.export("onnx", tmp_path / "net.onnx", dynamic="batch")
     small = tmp_path / "small.onnx"
-    quantize_dynamic(exported.path, small, weight_type=QuantType.QInt8)
+    # 7 bits: without VNNI, sums of products of 8 bits overflow in ONNX Runtime's kernels
+    quantize_dynamic(exported.path, small, weight_type=QuantType.QInt8, reduce_range=True)
     kinds = [t.data_type for t in onnx.load(small).graph.initializer if len(t.dims) == 2]
     assert onnx.TensorProto.INT8 in kinds
     with torch.no_grad():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -80,15 +82,16 @@ def test_a_ramp_follows_tensors_to_another_precision() -> None:
     assert torch.equal(tensor[3:17], before[3:17])
 
 
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, lambda ramp: pickle.loads(pickle.dumps(ramp))])
 @pytest.mark.parametrize("name", CASES)
-def test_a_copy_scales_its_own_tensors(name: str) -> None:
+def test_a_copy_scales_its_own_tensors(name: str, copied_by: Callable[[Ramp], Ramp]) -> None:
     tensor, region = _made(name)
     ramp = Ramp([region], {"w": tensor})
     ramp.scale_(0.5)
     held = tensor.clone()
-    copied = copy.deepcopy(ramp)
-    copied.scale_(0.5)
+    copied = copied_by(ramp)
+    copied.scale_(0.25)
     assert torch.equal(tensor, held)
-    ramp.scale_(0.5)
+    ramp.scale_(0.25)
     assert not torch.equal(tensor, held)
     assert torch.equal(copied.tensors["w"], tensor)

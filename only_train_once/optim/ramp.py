@@ -93,6 +93,9 @@ class Ramp:
         self.regions, self.tensors = tuple(regions), tensors
         self._plan: _Plan | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_plan": None}  # pickled, its numbers would be no part of one buffer any more
+
     def scale_(self, factor: float) -> None:
         """Multiply the regions in place."""
         if self._plan is None or not self._plan.fits:
