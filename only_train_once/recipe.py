@@ -46,18 +46,17 @@ class Recipe:
     Attributes:
         start: share of the steps before pruning.
         length: share of the steps that prune.
-        per_left: and at most so many times what is left in the end, if given: the smaller a network gets, the more of
-            its own steps the same share costs.
         periods: into which these are cut; the network gets smaller after each.
         of: what ``start`` and ``length`` are shares of: "steps", or the "flops" of a run with a target in FLOPs.
         ramp, scarcity, cost_exponent: see `optim.arguments.Budget`.
         criteria: scores of units.
         roles: slices that the scores look at.
+        per_left: ``length`` is at most so many times what is left in the end, if given: the smaller a network gets,
+            the more of its own steps the same share costs.
     """
 
     start: float = 0.1
     length: float = 0.2
-    per_left: float | None = None
     periods: int = 8
     of: str = "steps"
     ramp: str = "geometric"
@@ -65,6 +64,7 @@ class Recipe:
     cost_exponent: float = 0.25
     criteria: Any = "magnitude"
     roles: Collection[Role] = (Role.ZERO, Role.CONSUMER)
+    per_left: float | None = None
 
     def __post_init__(self) -> None:
         share("start", self.start)

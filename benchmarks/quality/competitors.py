@@ -94,21 +94,26 @@ def begun(asked: Asked, recipe: dict[str, Any], budget: int | None = None, **con
 
 
 def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
-    """One training with this library.
-
-    Raises:
-        RuntimeError: the network has more FLOPs than asked for, as when units could not leave.
-    """
+    """One training with this library."""
     one = begun(asked, recipe, **config)
     one.run.train(one.model, one.optimizer, one.steps)
-    subnet = one.oto.construct_subnet()
+    return small(one.oto, asked), one.run
+
+
+def small(oto: OTO, asked: Asked) -> nn.Module:
+    """What a training with this library leaves.
+
+    Raises:
+        RuntimeError: that has more FLOPs than asked for, as when units could not leave.
+    """
+    subnet = oto.construct_subnet()
     share = asked.task.share(subnet.model)
     if share > OVER * asked.level:
         raise RuntimeError(
             f"{asked.task.name}: {share:.3f} of the FLOPs are left, asked for were {asked.level}; "
             f"what could not leave: {subnet.report.excluded}"
         )
-    return subnet.model, one.run
+    return subnet.model
 
 
 # HESSO by its published formulas, to which ``tests/test_optim.py`` proves this library's equal, step by step; with a

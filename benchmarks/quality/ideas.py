@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.quality.competitors import Asked, begun, recipe_of
+from benchmarks.quality.competitors import Asked, begun, recipe_of, small
 from benchmarks.quality.training import Run
 from only_train_once import OTO
 
@@ -30,14 +30,14 @@ def rewound(asked: Asked, whole_first: bool, **recipe: Any) -> tuple[nn.Module, 
     first = when["start_pruning_step"] + when["pruning_steps"]
     one.run.train(one.model, one.optimizer, first, (0.0, 1.0 if whole_first else first / one.steps))
     one.run.train(one.model, one.optimizer, one.steps - first)
-    return one.oto.construct_subnet().model, one.run
+    return small(one.oto, asked), one.run
 
 
 def recalibrated(asked: Asked, batches: int = 16, **recipe: Any) -> tuple[nn.Module, Run]:
     """Running statistics of batch norms measured anew at the end, as plain means over some batches."""
     task, one = asked.task, begun(asked, recipe)
     one.run.train(one.model, one.optimizer, one.steps - round(FORWARD * batches))
-    subnet = one.oto.construct_subnet().model.train()
+    subnet = small(one.oto, asked).train()
     for part in subnet.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.reset_running_stats()
@@ -83,4 +83,4 @@ def _attached(asked: Asked, method: str, steps: int, settings: dict[str, Any]) -
         del arguments["ramp"]
     oto.attach(optimizer, method, physical_cuts=True, **{**arguments, **when, **settings})
     run.train(model, optimizer, steps)
-    return oto.construct_subnet().model, run
+    return small(oto, asked), run

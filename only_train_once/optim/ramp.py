@@ -34,7 +34,7 @@ class _Numbers:
 
 @dataclass
 class _Rows:
-    """Some rows of a tensor. NumPy takes two thirds of the time of torch's operators for them."""
+    """Some rows of a tensor, multiplied by NumPy: torch has no operator for that but one in beta."""
 
     tensor: Tensor
     parts: list[NDArray[np.int64]]
