@@ -2,7 +2,8 @@
 
 Train as usual at first, then prune in periods, so that the FLOPs shrink geometrically: period p of ``periods`` costs
 ``left ** (p / periods)`` of the full network, and spend the rest on what is left, all on one learning-rate schedule.
-There are three recipes. Two are for fresh weights, and differ in what the lengths of these parts are shares of:
+There are four recipes. Three are for fresh weights, and differ in how long these parts are and what that is a share
+of:
 
 - `CHEAPER`, of the steps: a training of so many steps, which costs less than the full network's.
 - `EQUAL_COST`, of the FLOPs: a training that costs what ``full_steps`` steps of the full network cost, and has more
@@ -10,12 +11,15 @@ There are three recipes. Two are for fresh weights, and differ in what the lengt
   all of these steps, and the smaller it gets the earlier pruning is over::
 
     >>> EQUAL_COST.steps_within(1000, left=0.1)
-    8792
-    >>> EQUAL_COST.when(8792, left=0.1)
-    {'start_pruning_step': 50, 'pruning_steps': 223, 'pruning_periods': 8}
+    7559
+    >>> EQUAL_COST.when(7559, left=0.1)
+    {'start_pruning_step': 100, 'pruning_steps': 445, 'pruning_periods': 8}
     >>> round(CHEAPER.cost(1000, left=0.1))
     260
 
+- `UNDERTRAINED`, of the FLOPs, too, and of fewer: for trainings that end before the full network has learned what it
+  can, as those of language models do. If twice as many steps of it make its validation loss clearly lower, a small
+  network with many steps wins, and what the large one takes is lost.
 - `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly,
   takes the less time the less is to be left, and what a unit is worth is asked of the loss (Fisher) rather than of the
   lengths of weights.
@@ -133,11 +137,14 @@ class Recipe:
 
 
 CHEAPER = Recipe(of="steps")
-EQUAL_COST = Recipe(start=0.05, length=0.1, of="flops")
+EQUAL_COST = Recipe(start=0.1, length=0.2, of="flops")
+UNDERTRAINED = Recipe(start=0.02, length=0.05, of="flops")
 PRETRAINED = Recipe(
     start=0.02, length=0.4, per_left=1.6, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0
 )
-RECIPES: Mapping[str, Recipe] = {"cheaper": CHEAPER, "equal_cost": EQUAL_COST, "pretrained": PRETRAINED}
+RECIPES: Mapping[str, Recipe] = {
+    "cheaper": CHEAPER, "equal_cost": EQUAL_COST, "undertrained": UNDERTRAINED, "pretrained": PRETRAINED
+}  # fmt: skip
 
 
 def recipe_for(wanted: Recipe | str | None, full_steps: int | None) -> Recipe:

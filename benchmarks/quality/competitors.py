@@ -18,7 +18,7 @@ from benchmarks.quality import peers
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Run
 from only_train_once import OTO
-from only_train_once.recipe import CHEAPER, EQUAL_COST, Recipe
+from only_train_once.recipe import RECIPES, Recipe
 
 BUDGETS = ("flops", "steps")
 OVER = 1.01  # how far a target may be missed
@@ -62,7 +62,8 @@ def scratch(asked: Asked) -> tuple[nn.Module, Run]:
 
 def recipe_of(asked: Asked, changes: dict[str, Any]) -> Recipe:
     """The library's recipe for the budget, with what the task and ``changes`` want otherwise."""
-    return replace(EQUAL_COST if asked.budget == "flops" else CHEAPER, **{**asked.task.recipe, **changes})
+    usual = "equal_cost" if asked.budget == "flops" else "cheaper"
+    return replace(RECIPES[asked.task.recipe or usual], **changes)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Task:
             -> number of heads.
         kept: (network) -> layers whose outputs Torch-Pruning has to leave alone.
         pretrained: whether ``build(1.0)`` knows something already.
-        recipe: settings of this library's recipe that differ here; part of what is measured, and written down.
+        recipe: name of this library's recipe, where it is not the one for the budget; part of what is measured, and
+            written down.
         schedule: (share of the steps done, share in which it may rise) -> share of the peak learning rate.
         clip: norm that gradients are clipped to; None for no limit.
         also: other scores that are written down, by name.
@@ -76,7 +77,7 @@ class Task:
     heads: Callable[[nn.Module], Mapping[nn.Module, int]] = lambda model: {}
     kept: Callable[[nn.Module], list[Any]] = lambda model: []
     pretrained: bool = False
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
     schedule: Callable[[float, float], float] = learning_rate
     clip: float | None = None
     also: Mapping[str, Callable[[nn.Module, str], float]] = field(default_factory=dict)

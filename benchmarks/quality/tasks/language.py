@@ -98,6 +98,7 @@ def _language(name: str, build: Callable[[float], nn.Module]) -> Callable[[], Ta
             wide=True,
             heads=attention_layers,
             kept=lambda model: [model.head],
+            recipe="undertrained",
         )
 
     return make

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import dataclasses
 import functools
 import random
 import sysconfig
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 
 from benchmarks.quality.task import Batch, Task
 from benchmarks.quality.tasks.digits import scaled
-from only_train_once.recipe import PRETRAINED
 
 LENGTH, BATCH = 32, 16  # tokens, sentences
 DROPOUT = 0.03  # the network as it was trained has 0.1; with none it would equal its teacher, and all gradients be zero
@@ -181,7 +179,7 @@ def minilm() -> Task:
         heads=_heads,
         kept=_kept,
         pretrained=True,
-        recipe={f.name: getattr(PRETRAINED, f.name) for f in dataclasses.fields(PRETRAINED)},
+        recipe="pretrained",
     )
 
 

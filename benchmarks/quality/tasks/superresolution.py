@@ -133,6 +133,7 @@ def carn() -> Task:
         steps=100,
         metric="PSNR, dB",
         kept=lambda model: [model.exit, model.up],
+        recipe="undertrained",
     )
 
 
