@@ -526,7 +526,8 @@ class OTO:
             total_steps: of the training, which costs less than the full network's; or
             full_steps: it costs what so many steps of the full network cost, and has :meth:`steps_within` steps.
             recipe: the settings: a `Recipe`, or the name of one of ``recipe.py``: "pretrained" where the weights know
-                something already. None for "cheaper" with ``total_steps``, "equal_cost" with ``full_steps``.
+                something already, "undertrained" where the training ends before the full network has learned what it
+                can. None for "cheaper" with ``total_steps``, "equal_cost" with ``full_steps``.
             physical_cuts: see :meth:`compact`.
             **config: ``target_flops`` or another target, and whatever else should differ from the recipe.
         """

@@ -115,16 +115,20 @@ def test_what_is_refused(call: Any, message: str) -> None:
 
 
 def test_the_recipe_that_fits() -> None:
-    def schedule(**length: int) -> Any:
+    def schedule(**length: Any) -> Any:
         model = network()
         made: Any = OTO(model, torch.randn(8, 1, 8, 8)).train_once(
             torch.optim.SGD(model.parameters(), lr=0.1), target_flops=0.2, **length
         )
         return made._method.schedule
 
-    assert schedule(total_steps=100).start_pruning_step == 10
-    assert schedule(full_steps=100).start_pruning_step == 5  # a twentieth of the FLOPs of 100 steps, of some 450
-    assert schedule(total_steps=400).start_pruning_step == 40
+    for steps in (100, 400):
+        made = schedule(total_steps=steps)
+        assert (made.start_pruning_step, made.pruning_steps) == (steps // 10, steps // 5)
+    made = schedule(full_steps=100)
+    assert (made.start_pruning_step, made.pruning_steps) == (10, 37)  # a tenth and a fifth of the FLOPs of 100 steps
+    made = schedule(full_steps=100, recipe="undertrained")
+    assert (made.start_pruning_step, made.pruning_steps) == (2, 9)
 
 
 @pytest.mark.parametrize(("name", "recipe"), RECIPES.items())
