@@ -11,6 +11,7 @@ direction. With x the unit's entries, g their gradients and E[g^2] the mean of t
 ``taylor_first_order``      |<x, g>|                        how much the loss moves, to first order
 ``taylor_second_order``     <x, g>^2 / 2                    to second order, with g g^T for the Hessian
 ``fisher_diagonal``         <x^2, E[g^2]> / 2               to second order, with the Fisher diagonal for the Hessian
+``group_fisher``            E[<x, g>^2] / 2                 the same, of one gate for all of the unit's entries
 ``batch_norm_scale``        ||gamma||                       of the unit's batch norms (network slimming, 2017)
 ``activation``              mean |a|                        a: what readers of the unit are given (``optim/watching``)
 ``lamp``                    ||x||^2 / (sum of it over the unit and the longer ones of its group) (LAMP, 2021)
@@ -23,8 +24,8 @@ Sign of the cosine: moving x to 0 changes the loss by -<x, g> to first order, so
 whose removal *helps*, and it has to score low. A unit at zero has nothing left to lose: no unit scores lower. It scores
 0, but for the last two rows, whose scores are negative.
 
-Each is a formula over sums that `_PRODUCTS` or `SUMS` knows. Tensors may be spread over processes: each adds up what it
-has, and the formulas see what all of them have (`sums_of`).
+Each is a formula over sums that `_PRODUCTS` or `SUMS` knows, or that whoever scores brings (`BROUGHT`). Tensors may be
+spread over processes: each adds up what it has, and the formulas see what all of them have (`sums_of`).
 
 To add one, give ``importance_score_criteria`` a function (group, parameters, gradients) -> scores.
 """
@@ -161,12 +162,14 @@ def sums_of(
     roles: Collection[Role] = _ZERO,
     units: Units | None = None,
 ) -> list[dict[str, Tensor]]:
-    """The named sums of every group, inner products in one walk; all processes ask together.
+    """The named sums of every group but for those that are `BROUGHT`, inner products in one walk.
+
+    All processes ask together.
 
     ``units`` are those of the groups by these roles, if they were prepared for many sums.
     """
     products = [name for name in names if name in _PRODUCTS]
-    others = [name for name in names if name not in _PRODUCTS]
+    others = [name for name in names if name not in _PRODUCTS and name not in BROUGHT]
     keys: list[tuple[int, str]] = []
     parts: list[Tensor] = []
     pairs = _pairs(products, parameters, gradients, squares)
@@ -190,7 +193,8 @@ def sums_of(
 # -- formulas --------------------------------------------------------------------------------------------------------
 
 
-ACTIVATIONS = "activations"  # no sum over entries: whoever scores brings them
+ACTIVATIONS, PRODUCT_SQUARES = "activations", "product_squares"
+BROUGHT = (ACTIVATIONS, PRODUCT_SQUARES)  # by whoever scores: no sums over entries as they are now
 _COSINE = ("lengths", "slopes", "products")
 Formula = Callable[[Sums, Callable[[], Tensor]], Tensor]
 
@@ -274,6 +278,18 @@ def fisher_diagonal(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     return sums["curvatures"] / 2
 
 
+@criterion("products", PRODUCT_SQUARES)
+def group_fisher(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
+    """Half the mean over the window's steps of ``<x, g>^2``; of this one step where no more is known.  (units,)
+
+    The Fisher information of a gate that multiplies the whole unit (Group Fisher pruning, arXiv 2108.00708, and the
+    squares of arXiv 1906.10771): unlike the diagonal it sees how the unit's entries work together, and unlike the
+    Taylor scores of a mean gradient it does not vanish where the training has converged.
+    """
+    known = sums.get(PRODUCT_SQUARES)
+    return (sums["products"].square() if known is None else known) / 2
+
+
 @criterion("scales")
 def batch_norm_scale(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Norm of the scales of the unit's batch norms.  (units,)"""
@@ -334,6 +350,7 @@ CRITERIA: dict[str, Criterion] = {
     "taylor_first_order": taylor_first_order,
     "taylor_second_order": taylor_second_order,
     "fisher_diagonal": fisher_diagonal,
+    "group_fisher": group_fisher,
     "batch_norm_scale": batch_norm_scale,
     "activation": activation,
     "lamp": lamp,
@@ -345,5 +362,7 @@ AT_ZERO = {"negative_cosine": -1.0, "inverse_avg_magnitude": -1 / 1e-6}  # score
 _OF_GRADIENTS, _OF_SQUARES = {"products", "slopes"}, {"curvatures"}
 WITHOUT_GRADIENTS = {n for n, c in CRITERIA.items() if not {*c.sums} & (_OF_GRADIENTS | _OF_SQUARES)}
 WITH_ACTIVATIONS = {n for n, c in CRITERIA.items() if ACTIVATIONS in c.sums}
+WITH_PRODUCTS = {n for n, c in CRITERIA.items() if PRODUCT_SQUARES in c.sums}
+WITHOUT_MEANS = WITHOUT_GRADIENTS | WITH_PRODUCTS  # that want no gradient averaged over steps
 WITH_SQUARES = {n for n, c in CRITERIA.items() if {*c.sums} & _OF_SQUARES}
 """Criteria that look at the mean of squared gradients: they are given it in the place of the mean gradient."""

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from only_train_once.criteria import (
-    ACTIVATIONS,
     AT_ZERO,
+    BROUGHT,
     CRITERIA,
     WITH_ACTIVATIONS,
+    WITH_PRODUCTS,
     WITH_SQUARES,
     WITHOUT_GRADIENTS,
+    WITHOUT_MEANS,
     Prepared,
     batch_norm_scales,
     entries_of,
@@ -77,6 +79,16 @@ def needs_gradients(criteria: dict[str, float] | Score) -> bool:
     return callable(criteria) or not set(criteria) <= WITHOUT_GRADIENTS
 
 
+def needs_means(criteria: dict[str, float] | Score) -> bool:
+    """Whether the scores look at gradients, or their squares, averaged over steps."""
+    return callable(criteria) or not set(criteria) <= WITHOUT_MEANS
+
+
+def needs_products(criteria: dict[str, float] | Score) -> bool:
+    """Whether the scores look at each step's inner products of units and gradients."""
+    return not callable(criteria) and bool(set(criteria) & WITH_PRODUCTS)
+
+
 def needs_squares(criteria: dict[str, float] | Score) -> bool:
     """Whether the scores look at the mean of squared gradients."""
     return not callable(criteria) and bool(set(criteria) & WITH_SQUARES)
@@ -106,24 +118,27 @@ def score_groups(
     roles: Collection[Role] = (Role.ZERO,),
     squares: Tensors | None = None,
     activations: Sequence[Tensor] | None = None,
+    product_squares: Sequence[Tensor] | None = None,
     prepared: Prepared | None = None,
 ) -> list[Tensor]:
     """Scores of all groups, one (units,) tensor each, comparable across groups.
 
     A user's function is used as it is; named criteria are normalised and combined as the top of this file says.
     ``squares`` are the means of squared gradients, and ``activations`` per group the mean sizes of what units put out,
-    if a criterion needs them; ``prepared`` is what was made for these groups and roles, if scores are asked for often.
+    if a criterion needs them; ``product_squares`` the means of ``<x, g>^2`` over steps, instead of those of
+    ``gradients`` alone; ``prepared`` is what was made for these groups and roles, if scores are asked for often.
     """
     resolved = resolve(criteria)
     if callable(resolved):
         return [_checked(g, resolved(g, parameters, gradients)) for g in groups]
     assert activations is not None or not needs_activations(resolved), "activations are needed"
-    needed = dict.fromkeys(w for name in resolved for w in CRITERIA[name].sums if w != ACTIVATIONS)
+    needed = dict.fromkeys(w for name in resolved for w in CRITERIA[name].sums)
     assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
     units = None if prepared is None else prepared.units
     sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles, units)
-    for known, seen in zip(sums, activations or (), strict=False):
-        known[ACTIVATIONS] = seen
+    for name, values in zip(BROUGHT, (activations, product_squares), strict=True):
+        for known, value in zip(sums, values or (), strict=False):
+            known[name] = value
     numel: list[Callable[[], Tensor]] = [
         partial(entries_of, g, parameters, roles) if prepared is None else partial(prepared.entries.__getitem__, k)
         for k, g in enumerate(groups)

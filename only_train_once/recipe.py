@@ -21,8 +21,8 @@ of:
   can, as those of language models do. If twice as many steps of it make its validation loss clearly lower, a small
   network with many steps wins, and what the large one takes is lost.
 - `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly,
-  takes the less time the less is to be left, and what a unit is worth is asked of the loss (Fisher) rather than of the
-  lengths of weights.
+  takes the less time the less is to be left, and what a unit is worth is asked of the loss (group Fisher) rather than of
+  the lengths of weights.
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
 """
@@ -140,7 +140,7 @@ CHEAPER = Recipe(of="steps")
 EQUAL_COST = Recipe(start=0.1, length=0.2, of="flops")
 UNDERTRAINED = Recipe(start=0.02, length=0.05, of="flops")
 PRETRAINED = Recipe(
-    start=0.02, length=0.4, per_left=1.6, of="flops", criteria="fisher_diagonal", cost_exponent=1.0, scarcity=1.0
+    start=0.02, length=0.4, per_left=1.6, of="flops", criteria="group_fisher", cost_exponent=1.0, scarcity=1.0
 )
 RECIPES: Mapping[str, Recipe] = {
     "cheaper": CHEAPER, "equal_cost": EQUAL_COST, "undertrained": UNDERTRAINED, "pretrained": PRETRAINED

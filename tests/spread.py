@@ -243,7 +243,7 @@ def first_decides(group: PruningGroup, parameters: Mapping[str, Tensor], gradien
 
 
 METHODS = ("hesso", "hspg", "hspg, prox", "dhspg", "dhspg, tolerance", "ada_hspg", "hesso_cric")
-CRITERIA = ("fisher_diagonal", "lamp", "fpgm")
+CRITERIA = ("fisher_diagonal", "group_fisher", "lamp", "fpgm")
 CRITERIA_OF_CONVS = ("fpgm", "batch_norm_scale")
 RUNS = [
     *(Run("fsdp", "block", method) for method in ("hesso", "hspg", "dhspg", "ada_hspg", "hesso_cric")),

@@ -256,7 +256,9 @@ def test_attributes_outside_of_modules_are_undone_too() -> None:
     assert sorted(optimizer.removed["up:heads"]) == torch.nonzero(full.up.bias.view(4, 2).sum(1) == 0).ravel().tolist()
 
 
-@pytest.mark.parametrize("criteria", ["otov2", "cosine_similarity", "avg_magnitude", "fisher_diagonal", "lamp", "fpgm"])
+@pytest.mark.parametrize(
+    "criteria", ["otov2", "cosine_similarity", "avg_magnitude", "fisher_diagonal", "group_fisher", "lamp", "fpgm"]
+)
 @pytest.mark.parametrize("net", ["conv", "residual", "layer_norm"])
 def test_scores_are_those_of_the_uncut_run(net: str, criteria: str) -> None:
     seen: list[list[Any]] = []

@@ -56,6 +56,7 @@ DEFINITIONS: dict[str, Callable[[list[Tensor], list[Tensor], int], float]] = {
     "taylor_first_order": lambda x, g, u: abs(float(x[u] @ g[u])),
     "taylor_second_order": lambda x, g, u: float(x[u] @ g[u]) ** 2 / 2,
     "fisher_diagonal": lambda x, g, u: sum(float(a * a * b) for a, b in zip(x[u], g[u], strict=True)) / 2,
+    "group_fisher": lambda x, g, u: float(x[u] @ g[u]) ** 2 / 2,  # of a single step; more in test_optim.py
     "lamp": lambda x, g, u: norm(x[u]) ** 2 / sum(norm(v) ** 2 for v in longer(x, u)),
     "fpgm": lambda x, g, u: sum(norm(v - x[u]) for v in x),
     "negative_cosine": lambda x, g, u: -float(x[u] @ g[u]) / norm(x[u]) / norm(g[u]),
@@ -183,6 +184,18 @@ def test_squares_go_where_squares_are_needed() -> None:
     torch.testing.assert_close(found, fisher / fisher.norm() + 0.5 * taylor / taylor.norm())
     assert importance.needs_squares(weights)
     assert not importance.needs_squares({"magnitude": 1.0})
+
+
+def test_squares_of_products_go_where_they_are_needed() -> None:
+    x, g, squares = values(0), values(1), [torch.rand(k.size, dtype=torch.float64) for k in GROUPS]
+    taylor = torch.cat([criteria.taylor_first_order(k, x, g) for k in GROUPS])
+    brought = torch.cat(squares) / 2
+    weights = {"group_fisher": 1.0, "taylor_first_order": 0.5}
+    found = torch.cat(importance.score_groups(GROUPS, x, g, weights, product_squares=squares))
+    torch.testing.assert_close(found, brought / brought.norm() + 0.5 * taylor / taylor.norm())
+    needs = [importance.needs_products, importance.needs_gradients, importance.needs_means, importance.needs_squares]
+    assert [need({"group_fisher": 1.0}) for need in needs] == [True, True, False, False]
+    assert [need(weights) for need in needs] == [True, True, True, False]
 
 
 def test_dict_weights_single_name_and_function() -> None:

@@ -261,7 +261,7 @@ def test_every_criterion_prunes_by_name(name: str, net: str) -> None:
 def test_squared_gradients_are_averaged_over_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     score = Scoring.score
-    spy = lambda self, g, q: (seen.append(q["fc1.weight"].clone()), score(self, g, q))[1]  # noqa: E731
+    spy = lambda self, g, q, p: (seen.append(q["fc1.weight"].clone()), score(self, g, q, p))[1]  # noqa: E731
     monkeypatch.setattr(Scoring, "score", spy)
     model = make("mlp")
     optimizer = attached(model, sgd, importance_score_criteria="fisher_diagonal")
@@ -276,6 +276,29 @@ def test_squared_gradients_are_averaged_over_the_window(monkeypatch: pytest.Monk
         expected = sum(g.square() for g in gradients[first - 3 : first + 1]) / 4
         expected[gone[first]] = 0.0
         torch.testing.assert_close(average, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("criteria", ["group_fisher", {"group_fisher": 1.0, "fisher_diagonal": 0.0}])
+def test_squares_of_products_are_averaged_over_the_window(criteria: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    score = Scoring.score
+    spy = lambda self, g, q, p: (seen.append(p[0].clone()), score(self, g, q, p))[1]  # noqa: E731
+    monkeypatch.setattr(Scoring, "score", spy)
+    model = make("mlp")
+    optimizer = attached(model, sgd, importance_score_criteria=criteria)
+    assert optimizer._method.groups[0].name == "fc1"
+    squares = []
+    for step in range(16):
+        optimizer.zero_grad()
+        loss_of(model, batch("mlp", step)).backward()
+        fc1: Any = model.fc1
+        squares.append(((fc1.weight * fc1.weight.grad).sum(1) + fc1.bias * fc1.bias.grad).detach().square())
+        optimizer.step()
+        sums = optimizer._method.scoring.average.sums
+        assert bool(sums) == (criteria != "group_fisher" and step in (*range(1, 4), *range(5, 8), *range(9, 12)))
+    assert len(seen) == 3
+    for average, first in zip(seen, (4, 8, 12), strict=True):
+        torch.testing.assert_close(average, sum(squares[first - 3 : first + 1]) / 4, rtol=1e-12, atol=1e-15)
 
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------
@@ -304,6 +327,29 @@ def test_a_strange_gradient_stops_before_any_weight_changes(bad: float, closure:
         optimizer.step(evaluate if closure else None)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     train(model, optimizer, "mlp", range(scoring, 40))  # the next good batch goes on
+    assert optimizer.compute_metrics().num_zero_groups == 6
+
+
+def test_a_strange_gradient_early_in_a_window_is_told_and_forgotten() -> None:
+    model = make("mlp")
+    optimizer = attached(model, adamw, importance_score_criteria="group_fisher")
+    scoring = BOUNDARIES["hesso"][0]
+    train(model, optimizer, "mlp", range(scoring - 1))
+    fc1: Any = model.fc1
+    optimizer.zero_grad()
+    loss_of(model, batch("mlp", 0)).backward()
+    weights = copy.deepcopy(model.state_dict())
+    fc1.weight.grad[0, 0] = torch.nan
+    optimizer.step()
+    model.load_state_dict(weights)  # as who skips a bad step does
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.nan_to_num_()
+    optimizer.zero_grad()
+    loss_of(model, batch("mlp", scoring)).backward()
+    with pytest.raises(NumericalError, match=r"averaged over 4 step\(s\) are not finite in an earlier step"):
+        optimizer.step()
+    train(model, optimizer, "mlp", range(scoring, 40))
     assert optimizer.compute_metrics().num_zero_groups == 6
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NET = "conv"
 # windows: steps 1-4, 5-8, 9-12; periods: 4-7, 8-11, 12-15
 END = 24
-CRITERIA = {"taylor_first_order": 1.0, "fisher_diagonal": 1.0}  # mean gradients and mean squares
+CRITERIA = {"taylor_first_order": 1.0, "fisher_diagonal": 1.0, "group_fisher": 1.0}  # three kinds of means
 
 
 def build(kind: str, dtype: torch.dtype = torch.float32, **arguments: Any) -> tuple[nn.Module, Any]:

@@ -41,6 +41,8 @@ VARIANTS: dict[str, Competitor] = {
     "chosen, widths in multiples of 8": functools.partial(once, recipe={}, align=8),
     "chosen, 16 periods": functools.partial(once, recipe={"periods": 16}),
     "chosen, Fisher": functools.partial(once, recipe={"criteria": "fisher_diagonal"}),
+    "chosen, group Fisher": functools.partial(once, recipe={"criteria": "group_fisher"}),
+    "chosen, Taylor, first order": functools.partial(once, recipe={"criteria": "taylor_first_order"}),
     "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),
     "chosen, taught by its average": functools.partial(taught_once, recipe={}),
     "chosen, scarcity 3": functools.partial(once, recipe={"scarcity": 3.0}),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from only_train_once.criteria import sums_of
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.masking import HALF, Region, blocks, precise
 from only_train_once.sharding import like, local, part_of, shares_of
@@ -86,6 +89,53 @@ class GradientAverage:
     def reset(self) -> None:
         """Forget everything."""
         self.sums, self.squares, self.count = {}, {}, 0
+
+
+class ProductSquares:
+    """Sums over the steps of a window of ``<x, g>^2``, one number per unit, which no mean of gradients tells.
+
+    A step's products are those of the units as they are at that step; nothing of a gradient is kept.
+
+    Attributes:
+        sums: by the numbers that units always had.  (units,)
+    """
+
+    def __init__(self, groups: Sequence[PruningGroup], roles: Collection[Role], device: torch.device) -> None:
+        self.roles, self.device = roles, device
+        self.leave(groups, np.ones(sum(g.size for g in groups), dtype=np.bool_))
+        self.reset()
+
+    def leave(self, groups: Sequence[PruningGroup], present: NDArray[np.bool_]) -> None:
+        """Units have left, or none has: the groups without them, and flags by the numbers that units always had."""
+        self._groups, self._present = tuple(groups), torch.from_numpy(present.copy()).to(self.device)
+
+    def add(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """Add what a step with these gradients has; all processes do so together."""
+        self.sums = self._with(tensors, gradients)
+
+    def means(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], count: int) -> list[Tensor]:
+        """Per group the means over ``count`` steps, of which the last has these gradients and was not added."""
+        mean = self._with(tensors, gradients)[self._present] / count
+        return list(mean.split([g.size for g in self._groups]))
+
+    def _with(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:
+        found = sums_of(self._groups, ("products",), tensors, gradients, gradients, self.roles)
+        products = torch.cat([sums["products"].to(self.device, torch.float64) for sums in found])
+        sums = self.sums.clone()
+        sums[self._present] += products.square()
+        return sums
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums = torch.zeros(len(self._present), dtype=torch.float64, device=self.device)
+
+    def fits(self, saved: object) -> bool:
+        """Whether this can be taken over as the sums."""
+        return isinstance(saved, Tensor) and saved.shape == self.sums.shape and saved.is_floating_point()
+
+    def restore(self, saved: Tensor) -> None:
+        """Take over saved sums."""
+        self.sums = saved.to(self.device, torch.float64, copy=True)
 
 
 class Means(Mapping[str, Tensor]):

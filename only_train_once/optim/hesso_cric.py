@@ -166,11 +166,10 @@ class HessoCric(Removal):
         """Score all units by this step's gradients; take the copy and the first violators where that is due."""
         if self._snapshot is None:
             self._snapshot = Snapshot.take(optimizer, self.named_tensors)
-        now = self.scoring.average  # of this step alone: nothing was added before
         if self._scored is None:
             self._scored = self.scoring.prepare()
-        means = now.mean(optimizer, self.tensors), now.mean_square(optimizer, self.tensors)
-        parts = self.scoring.score(*means, self._scored)
+        # Means of this step alone: nothing was added before.
+        parts = self.scoring.score(*self.scoring.means(optimizer), prepared=self._scored)
         scores = torch.cat([p.to(self._units.device, torch.float64) for p in parts])
         sound = torch.isfinite(scores).all()
         scores = torch.where(sound, scores, 0)

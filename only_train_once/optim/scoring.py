@@ -20,13 +20,15 @@ from only_train_once.importance import (
     check_groups,
     needs_activations,
     needs_gradients,
+    needs_means,
+    needs_products,
     needs_squares,
     resolve,
     score_groups,
 )
 from only_train_once.masking import Region, precise
 from only_train_once.optim.arguments import tensor_roles, whole
-from only_train_once.optim.average import GradientAverage, params_of
+from only_train_once.optim.average import GradientAverage, Means, ProductSquares, params_of
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.cutting import Kept, cut
 from only_train_once.optim.state import check_shapes, damaged, saved_count
@@ -36,7 +38,7 @@ from only_train_once.sharding import Shares, like, local, part_of, shares_of
 logger = logging.getLogger(__name__)
 
 SUMS, SQUARES = "gradient_sum", "gradient_square_sum"  # what the sums of an unfinished window are saved as
-ACTIVATIONS = "activations"
+ACTIVATIONS, PRODUCTS = "activations", "product_squares"
 _MAX_WINDOW = 10
 
 
@@ -68,7 +70,13 @@ class Scoring:
         self.activations = Activations(candidates) if needs_activations(self.criteria) else None
         only_activations = averages and not needs_gradients(self.criteria)
         names = [] if only_activations else params_of(self.groups, seen, candidates.trained)
-        self.average = GradientAverage(names, squares=needs_squares(self.criteria))
+        squares = needs_squares(self.criteria)
+        self.single = GradientAverage(names, squares)  # of one step: nothing is ever added
+        self.average = GradientAverage(names if needs_means(self.criteria) or not averages else [], squares)
+        device = next(t.device for t in self.tensors.values())
+        self.products = (
+            ProductSquares(self.groups, self.roles, device) if needs_products(self.criteria) else None
+        )  # of the steps that `average` counts
 
     def collect(self, optimizer: Optimizer, step: int, scoring: int) -> None:
         """Add the gradients of ``step`` if it lies in the window that ends with the step ``scoring``."""
@@ -76,6 +84,8 @@ class Scoring:
         # One more would be this step's, added before something interrupted it.
         if first <= step and self.average.count <= step - first:
             self.average.add(optimizer, self.tensors)
+            if self.products is not None:
+                self.products.add(self.tensors, self.single.mean(optimizer, self.tensors))
             if self.activations is not None:
                 self.activations.take()
 
@@ -87,8 +97,9 @@ class Scoring:
     def reset(self) -> None:
         """Forget what was averaged."""
         self.average.reset()
-        if self.activations is not None:
-            self.activations.reset()
+        for seen in (self.activations, self.products):
+            if seen is not None:
+                seen.reset()
 
     def scores(
         self, optimizer: Optimizer, step: int, ignored: NDArray[np.bool_], gone: Sequence[Region] = ()
@@ -104,14 +115,22 @@ class Scoring:
                 weight was changed, and the window is intact unless an earlier step had spoilt it.
         """
         shares = shares_of(self.tensors)
-        gradients = self.average.mean(optimizer, self.tensors, gone)
+        gradients, squares = self.means(optimizer, gone)
         strange = {n: (~gradients.finite(n)).to(torch.int32) for n in gradients}
-        scores = self.score(gradients, self.average.mean_square(optimizer, self.tensors, gone))
+        products = None
+        if self.products is not None:
+            now = self.single.mean(optimizer, self.tensors, gone)
+            products = self.products.means(self.tensors, now, self.average.count + 1)
+            # A sum is the same in all processes, and was spoilt by an earlier step.
+            strange["an earlier step"] = (~torch.isfinite(self.products.sums)).any().to(torch.int32)
+        scores = self.score(gradients, squares, products)
         values, count = _fetch(scores, shares.sum(list(strange.values())), shares)
         bad = [n for n, found in zip(strange, count, strict=True) if found]
         if bad:
             steps = self.average.count + 1
             self.average.reset_unless_finite(self.tensors)
+            if "an earlier step" in bad:
+                self.reset()
             raise NumericalError(
                 f"step {step}: the gradients averaged over {steps} step(s) are not finite in "
                 f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}; no unit can be scored. No weight was changed: "
@@ -133,15 +152,27 @@ class Scoring:
         self.reset()
         return per_group
 
+    def means(self, optimizer: Optimizer, gone: Sequence[Region] = ()) -> tuple[Means, Means | None]:
+        """Gradients, and their squares if wanted, averaged over the window; of this step where no mean is wanted."""
+        average = self.average if self.average.names else self.single
+        return average.mean(optimizer, self.tensors, gone), average.mean_square(optimizer, self.tensors, gone)
+
     def score(
-        self, gradients: Mapping[str, Tensor], squares: Mapping[str, Tensor] | None, prepared: Prepared | None = None
+        self,
+        gradients: Mapping[str, Tensor],
+        squares: Mapping[str, Tensor] | None,
+        products: Sequence[Tensor] | None = None,
+        prepared: Prepared | None = None,
     ) -> list[Tensor]:
         """Scores of all groups from means of gradients and, if they are kept, of their squares, on the device.
 
-        ``prepared``: see `prepare`.
+        ``products``: per group the means of `ProductSquares`; None for those of the gradients alone. ``prepared``: see
+        `prepare`.
         """
         seen = None if self.activations is None else self.activations.means()
-        return score_groups(self.current, self.tensors, gradients, self.criteria, self.roles, squares, seen, prepared)
+        return score_groups(
+            self.current, self.tensors, gradients, self.criteria, self.roles, squares, seen, products, prepared
+        )
 
     def prepare(self) -> Prepared | None:
         """What makes scoring at every step faster, if it can be made."""
@@ -152,6 +183,8 @@ class Scoring:
         self.current, self.present = tuple(groups), present
         if self.activations is not None:
             self.activations.leave(present)
+        if self.products is not None:
+            self.products.leave(groups, present)
         for sums in (self.average.sums, self.average.squares):
             sums.update({name: cut(sums[name], kept[name]) for name in sums.keys() & kept.keys()})
 
@@ -159,7 +192,8 @@ class Scoring:
 
     def state(self) -> dict[str, Any]:
         seen = {} if self.activations is None else {ACTIVATIONS: self.activations.state()}
-        return {"window_count": self.average.count, **seen}
+        squares = {} if self.products is None else {PRODUCTS: self.products.sums.cpu()}
+        return {"window_count": self.average.count, **seen, **squares}
 
     @property
     def companions(self) -> dict[str, dict[str, Tensor]]:
@@ -178,6 +212,9 @@ class Scoring:
         seen = state.get(ACTIVATIONS)
         if seen is not None and self.activations is not None and not self.activations.fits(seen):
             raise damaged(ACTIVATIONS, seen, "sums and counts of activations")
+        squares = state.get(PRODUCTS)
+        if squares is not None and self.products is not None and not self.products.fits(squares):
+            raise damaged(PRODUCTS, squares, "a number for every unit")
         for what in (SUMS, SQUARES):
             check_shapes(what, companions.get(what, {}), self.tensors)
 
@@ -186,7 +223,11 @@ class Scoring:
         if self.activations is not None and state.get(ACTIVATIONS) is not None:
             self.activations.load_state(state[ACTIVATIONS])
         count, sums = int(state["window_count"]), companions.get(SUMS, {})
-        if count and not sums and needs_gradients(self.criteria):
+        if self.products is not None and state.get(PRODUCTS) is not None:
+            self.products.restore(state[PRODUCTS])
+        lost = self.products is not None and state.get(PRODUCTS) is None
+        if count and (lost or (not sums and self.average.names)):
+            self.reset()
             logger.warning(
                 "the saved state lies %d step(s) into an averaging window, but its gradient sums were not saved with "
                 "it: the average starts afresh",
