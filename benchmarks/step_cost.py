@@ -320,9 +320,10 @@ def main() -> None:
         "space, is more than 1.10 with every network and base: **1.10 during pruning is out of reach for HSPG, "
         "AdaHSPG+ and DHSPG**, and so it is for the cycles of HESSO-CRIC, which read weights and gradients at "
         "every step. *where they lie*: the same sixth of the units, scattered among the others as they are, the better "
-        "of walking all of their tensors and of scaling single rows where units are rows: what the operators that there "
-        "are take at least. (The figures of HESSO-CRIC *during* are medians over cycles, ramp and the steps that cycles "
-        "were planned for and did not take.) "
+        "of walking all of their tensors and of scaling single rows where units are rows: the least that the operators "
+        "there are take. (The figures of HESSO-CRIC *during* are medians over cycles, ramp and the steps that cycles "
+        "were planned for and did not take.) AdaHSPG+ and DHSPG choose once, as in their papers; with more periods a "
+        "window of gradient sums lies beside the copy of the weights (1.66 of the memory on ResNet-18 with SGD). "
         "What comes on top of the products: the penalty moves units along their old values, and as an optimizer's "
         "update is its own affair, these have to be copied before the step.",
         "",

@@ -20,9 +20,9 @@ of:
 - `UNDERTRAINED`, of the FLOPs, too, and of fewer: for trainings that end before the full network has learned what it
   can, as those of language models do. If twice as many steps of it make its validation loss clearly lower, a small
   network with many steps wins, and what the large one takes is lost.
-- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly,
-  takes the less time the less is to be left, and what a unit is worth is asked of the loss (group Fisher) rather than of
-  the lengths of weights.
+- `PRETRAINED`, for weights that know something, shares of the FLOPs, too: pruning starts at once, nearly, takes the
+  less time the less is to be left, and what a unit is worth is asked of the loss (group Fisher) rather than of the
+  lengths of weights.
 
 ``benchmarks/results/quality_ablation.md`` has what was measured to choose the settings.
 """
