@@ -278,16 +278,18 @@ def fisher_diagonal(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     return sums["curvatures"] / 2
 
 
-@criterion("products", PRODUCT_SQUARES)
+@criterion("products", "live", PRODUCT_SQUARES)
 def group_fisher(sums: Sums, numel: Callable[[], Tensor]) -> Tensor:
     """Half the mean over the window's steps of ``<x, g>^2``; of this one step where no more is known.  (units,)
+
+    0 for a unit at zero, whatever it was in the window's first steps.
 
     The Fisher information of a gate that multiplies the whole unit (Group Fisher pruning, arXiv 2108.00708, and the
     squares of arXiv 1906.10771): unlike the diagonal it sees how the unit's entries work together, and unlike the
     Taylor scores of a mean gradient it does not vanish where the training has converged.
     """
-    known = sums.get(PRODUCT_SQUARES)
-    return (sums["products"].square() if known is None else known) / 2
+    squares = sums[PRODUCT_SQUARES] if PRODUCT_SQUARES in sums else sums["products"].square()
+    return torch.where(sums["live"] == 0, 0, squares / 2)  # a NaN is no zero
 
 
 @criterion("scales")
