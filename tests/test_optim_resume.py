@@ -325,6 +325,34 @@ def test_distributed_checkpoint_inside_windows_and_cycles(method: str, step: int
     assert_same(again.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(10, dtype=torch.int64), "x", [0.0]])
+def test_damaged_squares_of_products(value: Any) -> None:
+    model, optimizer = build("plain", importance_score_criteria="group_fisher")
+    train(model, optimizer, range(6))
+    saved = through_file(optimizer.state_dict())
+    entry = saved["param_groups"][0]["only_train_once"]
+    assert entry["product_squares"].any()  # in the middle of a window
+    entry["product_squares"] = value
+    before = optimizer._method.scoring.products.sums.clone()
+    with pytest.raises(CheckpointError, match=r"'product_squares' is .*expected a number for every unit"):
+        optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer._method.scoring.products.sums, before)
+
+
+def test_an_unfinished_window_without_its_squares_starts_afresh(caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer = build("plain", importance_score_criteria="group_fisher")
+    train(model, optimizer, range(6))
+    saved = through_file(optimizer.state_dict())
+    assert saved["param_groups"][0]["only_train_once"]["window_count"] > 0
+    del saved["param_groups"][0]["only_train_once"]["product_squares"]
+    again, fresh = build("plain", importance_score_criteria="group_fisher")
+    again.load_state_dict(model.state_dict())
+    fresh.load_state_dict(saved)
+    assert "the average starts afresh" in caplog.text
+    train(again, fresh, range(6, END))
+    assert fresh.compute_metrics().num_zero_groups == 7
+
+
 def test_states_of_other_optimizers_are_refused() -> None:
     model, optimizer = build("plain")
     plain = SGD(model.parameters(), lr=0.1)
