@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from only_train_once.criteria import (
+    ACTIVATIONS,
     AT_ZERO,
-    BROUGHT,
     CRITERIA,
+    PRODUCT_SQUARES,
     WITH_ACTIVATIONS,
     WITH_PRODUCTS,
     WITH_SQUARES,
@@ -136,7 +137,7 @@ def score_groups(
     assert squares is not None or not set(resolved) & WITH_SQUARES, "squared gradients are needed"
     units = None if prepared is None else prepared.units
     sums = sums_of(groups, needed, parameters, gradients, gradients if squares is None else squares, roles, units)
-    for name, values in zip(BROUGHT, (activations, product_squares), strict=True):
+    for name, values in {ACTIVATIONS: activations, PRODUCT_SQUARES: product_squares}.items():
         for known, value in zip(sums, values or (), strict=False):
             known[name] = value
     numel: list[Callable[[], Tensor]] = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from only_train_once.criteria import Prepared, prepare
+from only_train_once.criteria import ACTIVATIONS, PRODUCT_SQUARES, Prepared, prepare
 from only_train_once.errors import NumericalError
 from only_train_once.groups import PruningGroup, Role
 from only_train_once.importance import (
@@ -38,7 +38,6 @@ from only_train_once.sharding import Shares, like, local, part_of, shares_of
 logger = logging.getLogger(__name__)
 
 SUMS, SQUARES = "gradient_sum", "gradient_square_sum"  # what the sums of an unfinished window are saved as
-ACTIVATIONS, PRODUCTS = "activations", "product_squares"
 _MAX_WINDOW = 10
 
 
@@ -192,7 +191,7 @@ class Scoring:
 
     def state(self) -> dict[str, Any]:
         seen = {} if self.activations is None else {ACTIVATIONS: self.activations.state()}
-        squares = {} if self.products is None else {PRODUCTS: self.products.sums.cpu()}
+        squares = {} if self.products is None else {PRODUCT_SQUARES: self.products.sums.cpu()}
         return {"window_count": self.average.count, **seen, **squares}
 
     @property
@@ -212,9 +211,9 @@ class Scoring:
         seen = state.get(ACTIVATIONS)
         if seen is not None and self.activations is not None and not self.activations.fits(seen):
             raise damaged(ACTIVATIONS, seen, "sums and counts of activations")
-        squares = state.get(PRODUCTS)
+        squares = state.get(PRODUCT_SQUARES)
         if squares is not None and self.products is not None and not self.products.fits(squares):
-            raise damaged(PRODUCTS, squares, "a number for every unit")
+            raise damaged(PRODUCT_SQUARES, squares, "a number for every unit")
         for what in (SUMS, SQUARES):
             check_shapes(what, companions.get(what, {}), self.tensors)
 
@@ -223,17 +222,17 @@ class Scoring:
         if self.activations is not None and state.get(ACTIVATIONS) is not None:
             self.activations.load_state(state[ACTIVATIONS])
         count, sums = int(state["window_count"]), companions.get(SUMS, {})
-        if self.products is not None and state.get(PRODUCTS) is not None:
-            self.products.restore(state[PRODUCTS])
-        lost = self.products is not None and state.get(PRODUCTS) is None
-        if count and (lost or (not sums and self.average.names)):
-            self.reset()
+        products = state.get(PRODUCT_SQUARES)
+        lost = (not sums and needs_means(self.criteria)) or (products is None and self.products is not None)
+        if count and lost:
             logger.warning(
                 "the saved state lies %d step(s) into an averaging window, but its gradient sums were not saved with "
                 "it: the average starts afresh",
                 count,
             )
             return
+        if self.products is not None and products is not None:
+            self.products.restore(products)
         squares = companions.get(SQUARES, {})
         self.average.sums, self.average.squares = (
             {n: part_of(v, self.tensors[n]).to(self.tensors[n].device, copy=True) for n, v in saved.items()}
