@@ -14,6 +14,7 @@
 # make latency_budget   what a target in latency promises, next to what the subnet takes
 # make exact_counts   every method reaches the count asked for: digits, ten seeds, 10 to 95 %
 # make quality   accuracy per FLOP of one training next to Torch-Pruning, HESSO and narrow networks (hours, resumable)
+# make quality_encoder   the pretrained sentence encoder at half of its FLOPs, in a long training (an hour)
 # make quality_wall_time   seconds of a training with cuts over the dense one's
 # make fuzz        10,000 mutated folders of saved subnets: a named error or the saved model, and nothing else
 # make round_trips every network of the test zoo, saved here and loaded by a fresh process
@@ -31,7 +32,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_wall_time latency_budget fuzz round_trips lint format clean
+.PHONY: help demo test architectures zoo generated scaling operators analysis_cost step_cost cut_cost exact_counts export_zoo export_speed stock quality quality_encoder quality_wall_time latency_budget fuzz round_trips lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -78,6 +79,10 @@ stock export_speed: $(VENV)/.bench
 quality: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.quality --budget flops steps
 	$(BIN)/python -m benchmarks.quality.report
+
+quality_encoder: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.quality --task minilm_long --levels 0.5 --seeds 1 --competitor ours \
+		--out benchmarks/results/quality_encoder.jsonl
 
 quality_wall_time: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.quality.wall_time

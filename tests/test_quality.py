@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scra
 from benchmarks.quality.devices import CPU, on
 from benchmarks.quality.report import Cell, comparison, verdict
 from benchmarks.quality.task import Task, falling, learning_rate, nearest, quarters
-from benchmarks.quality.tasks import AT_HAND, ON_DISK
+from benchmarks.quality.tasks import AT_HAND, LONG, ON_DISK
+from benchmarks.quality.tasks import sentences as encoder
 
 PICTURES = torch.randn(16, 1, 6, 6)
 
@@ -170,6 +172,57 @@ def test_forward_passes_in_bfloat16() -> None:
     assert short == pytest.approx(full, rel=0.02)
     assert short != full
     assert on(TASK, CPU) is TASK
+
+
+@pytest.mark.parametrize(("competitor", "level"), [("ours", 0.3), ("scratch", 0.3), ("dense", 1.0)])
+def test_the_settled_loss_counts_once_the_network_has_its_size(competitor: str, level: float) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def told(name: str) -> Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]:
+        def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            seen.append((name, sum(p.numel() for p in model.parameters())))
+            return F.cross_entropy(model(batch[0]), batch[1])
+
+        return loss
+
+    task = dataclasses.replace(TASK, loss=told("loss"), settled_loss=told("settled"))
+    model, run = COMPETITORS[competitor](Asked(task, level, 0, "flops"))
+    final = sum(p.numel() for p in model.parameters())
+    assert len(seen) == run.done
+    names = [name for name, _ in seen]
+    if competitor == "dense":
+        assert set(names) == {"loss"}
+    else:
+        first = names.index("settled")
+        assert set(names[first:]) == {"settled"}
+        assert all(size == final for _, size in seen[first:])
+        assert all(size > final for _, size in seen[:first])
+
+
+def test_a_long_training_has_no_sentence_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def functions(*docstrings: str) -> str:
+        return "".join(f'def f():\n    """{text}"""\n\n' for text in docstrings)
+
+    first = [f"The first paragraph of docstring number {n}." for n in range(6)]
+    (tmp_path / "top.py").write_text(
+        functions(*(f"{text}\n\n    Another paragraph, of {text}" for text in first), "Short.")
+    )
+    for folder in ("package", "site-packages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "inner.py").write_text(functions(f"A docstring of a module in {folder}.", first[0]))
+    (tmp_path / "package" / "bad.py").write_text("def f(:")
+    monkeypatch.setattr(encoder, "LIBRARY", tmp_path)
+    monkeypatch.setattr(encoder, "COUNTS", {"test": 1, "validation": 2, "train": 3})
+
+    assert set(encoder.sentences()) == set(first)
+    found = encoder.all_sentences()
+    assert len(found) == len(set(found)) == 10
+    assert set(found) == {
+        *encoder.sentences()[3:],
+        *(f"Another paragraph, of {text}" for text in first),
+        "A docstring of a module in package.",
+    }
+    assert not set(LONG) & set(AT_HAND)
 
 
 def test_what_runs_without_files() -> None:

@@ -18,7 +18,7 @@ from benchmarks.quality import peers
 from benchmarks.quality.task import Task
 from benchmarks.quality.training import Run
 from only_train_once import OTO
-from only_train_once.recipe import RECIPES, Recipe
+from only_train_once.recipe import Recipe, recipe_for
 
 BUDGETS = ("flops", "steps")
 OVER = 1.01  # how far a target may be missed
@@ -56,14 +56,15 @@ def scratch(asked: Asked) -> tuple[nn.Module, Run]:
     """A network of uniform width that costs as much, from the start."""
     torch.manual_seed(asked.seed)
     model, run = asked.task.narrow(asked.level), Run(asked.task, asked.seed)
-    run.train(model, asked.task.optimizer(model.parameters()), asked.steps(1.0, asked.task.share(model)))
+    steps = asked.steps(1.0, asked.task.share(model))
+    run.train(model, asked.task.optimizer(model.parameters()), steps, settled=0)
     return model, run
 
 
 def recipe_of(asked: Asked, changes: dict[str, Any]) -> Recipe:
     """The library's recipe for the budget, with what the task and ``changes`` want otherwise."""
     usual = "equal_cost" if asked.budget == "flops" else "cheaper"
-    return replace(RECIPES[asked.task.recipe or usual], **changes)
+    return replace(recipe_for(asked.task.recipe or usual, None), **changes)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def begun(asked: Asked, recipe: dict[str, Any], budget: int | None = None, **con
 def once(asked: Asked, recipe: dict[str, Any], **config: Any) -> tuple[nn.Module, Run]:
     """One training with this library."""
     one = begun(asked, recipe, **config)
-    one.run.train(one.model, one.optimizer, one.steps)
+    when = one.made.when(one.steps, asked.level)
+    settled = when["start_pruning_step"] + when["pruning_steps"]  # the last units leave with this step
+    one.run.train(one.model, one.optimizer, one.steps, settled=settled)
     return small(one.oto, asked), one.run
 
 

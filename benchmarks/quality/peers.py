@@ -122,7 +122,7 @@ def cut_once(
     if importance == "taylor":
         gradients(task, model, run)
     cut_out(task, model, made)
-    run.train(model, task.optimizer(model.parameters()), two, second, rise)
+    run.train(model, task.optimizer(model.parameters()), two, second, rise, settled=0)
     return model, run
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from only_train_once.flops import count_flops
+from only_train_once.recipe import Recipe
 
 Batch = Any
 NEAR = 0.99  # a competitor's network has at least so much of the FLOPs asked for
@@ -55,8 +56,9 @@ class Task:
             -> number of heads.
         kept: (network) -> layers whose outputs Torch-Pruning has to leave alone.
         pretrained: whether ``build(1.0)`` knows something already.
-        recipe: name of this library's recipe, where it is not the one for the budget; part of what is measured, and
-            written down.
+        recipe: this library's recipe or its name, where it is not the one for the budget; part of what is measured,
+            and written down.
+        settled_loss: (network, batch) -> scalar, once the network has its final size; None for the same loss.
         schedule: (share of the steps done, share in which it may rise) -> share of the peak learning rate.
         clip: norm that gradients are clipped to; None for no limit.
         also: other scores that are written down, by name.
@@ -77,7 +79,8 @@ class Task:
     heads: Callable[[nn.Module], Mapping[nn.Module, int]] = lambda model: {}
     kept: Callable[[nn.Module], list[Any]] = lambda model: []
     pretrained: bool = False
-    recipe: str | None = None
+    recipe: Recipe | str | None = None
+    settled_loss: Callable[[nn.Module, Batch], Tensor] | None = None
     schedule: Callable[[float, float], float] = learning_rate
     clip: float | None = None
     also: Mapping[str, Callable[[nn.Module, str], float]] = field(default_factory=dict)

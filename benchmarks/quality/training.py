@@ -38,8 +38,12 @@ class Run:
         rise: float | None = None,
         before_step: Callable[[nn.Module], None] | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+        settled: int | None = None,
     ) -> None:
-        """Train on for so many steps, which are this part of a learning-rate schedule that rises over a share of it."""
+        """Train on for so many steps, which are this part of a learning-rate schedule that rises over a share of it.
+
+        From step ``settled`` on the network has its final size, and the task may want another loss.
+        """
         if rise is None:
             rise = RISE * self.task.steps * (part[1] - part[0]) / steps
         peaks = [group.setdefault("peak", group["lr"]) for group in optimizer.param_groups]
@@ -50,6 +54,8 @@ class Run:
             now = sum(p.numel() for p in model.parameters())
             if now != size:  # units have left
                 size, share = now, self.task.share(model)
+            if step == settled:
+                loss = self.task.settled_loss or loss
             rate = self.task.schedule(part[0] + (part[1] - part[0]) * step / steps, rise)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate

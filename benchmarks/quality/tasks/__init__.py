@@ -16,7 +16,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     **sentences.TASKS,
     **ON_DISK,
 }
-AT_HAND = [name for name in TASKS if name not in ON_DISK]  # their data comes with packages
+LONG = ("minilm_long",)  # run by its own command, not by the one that runs all
+AT_HAND = [name for name in TASKS if name not in ON_DISK and name not in LONG]  # their data comes with packages
 
 
 def make(name: str, source: Source) -> Task:

@@ -4,6 +4,9 @@ The full, pretrained network says what similar is: networks learn its embeddings
 scored by Spearman's correlation of the similarities of all pairs of sentences that were held out. What it puts out for
 the training sentences is computed once and serves all competitors alike, so it is in nobody's budget. The width of the
 embeddings is the output's and stays, and the tables of embeddings are not trained; heads and hidden neurons can go.
+
+``minilm`` is a comparison: a small budget, the first paragraphs of the library's own modules. ``minilm_long`` asks how
+much a training that takes its time keeps: it has all paragraphs, those of packages too, and the same held-out ones.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import copy
 import functools
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,14 @@ from torch import Tensor, nn
 
 from benchmarks.quality.task import Batch, Task
 from benchmarks.quality.tasks.digits import scaled
+from only_train_once.recipe import PRETRAINED
 
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 LENGTH, BATCH = 32, 16  # tokens, sentences
+SETTLED_WEIGHT = 60.0  # of layers in a long training, once nothing leaves any more
 DROPOUT = 0.03  # the network as it was trained has 0.1; with none it would equal its teacher, and all gradients be zero
 COUNTS = {"test": 250, "validation": 250, "train": 2800}
+Rows = tuple[Tensor, Tensor, Tensor]
 
 
 class Encoder(nn.Module):
@@ -86,70 +94,124 @@ def build(width: float) -> nn.Module:
     return Encoder(model)
 
 
-def sentences() -> list[str]:
-    """First paragraphs of docstrings, each once, in an order that does not depend on the files."""
-    found = set()
-    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+def paragraphs(file: Path) -> Iterator[tuple[int, str]]:
+    """Paragraphs of a file's docstrings that are more than a word or two, with their place in the docstring."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            for place, paragraph in enumerate((ast.get_docstring(node) or "").split("\n\n")):
+                text = " ".join(paragraph.split())
                 if len(text) > 25:
-                    found.add(text)
-    ordered = sorted(found)
+                    yield place, text
+
+
+def shuffled(texts: Iterable[str]) -> list[str]:
+    """Each once, in an order that does not depend on the files."""
+    ordered = sorted(set(texts))
     random.Random(0).shuffle(ordered)
     return ordered
 
 
-@functools.cache
-def data() -> dict[str, tuple[Tensor, ...]]:
-    """Split -> tokens and mask (count, LENGTH), and what the full network's layers put out.
+def sentences() -> list[str]:
+    """First paragraphs of the docstrings in the library's own modules."""
+    files = sorted(LIBRARY.glob("*.py"))
+    return shuffled(text for file in files for place, text in paragraphs(file) if place == 0)
 
-    That is (count, layers, LENGTH, width) in half precision.
-    """
+
+def all_sentences() -> list[str]:
+    """All paragraphs, those of its packages too, but for what is held out of `sentences`."""
+    held_out = set(sentences()[: COUNTS["test"] + COUNTS["validation"]])
+    files = (file for file in sorted(LIBRARY.rglob("*.py")) if "site-packages" not in file.parts)
+    return shuffled(text for file in files for _, text in readable(file) if text not in held_out)
+
+
+def readable(file: Path) -> list[tuple[int, str]]:
+    """None of a file that is no Python, as some of the library's tests are not."""
+    try:
+        return list(paragraphs(file))
+    except (SyntaxError, ValueError):
+        return []
+
+
+def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Tokens and their mask.  (count, LENGTH)"""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{_folder()}/tokenizer.json")
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH)
-    texts, teacher, out, start = sentences(), build(1.0).eval(), {}, 0
+    found = tokenizer.encode_batch(texts)
+    return torch.tensor([e.ids for e in found]), torch.tensor([e.attention_mask for e in found])
+
+
+@torch.no_grad()
+def taught(tokens: Tensor, mask: Tensor) -> Rows:
+    """With what the full network's layers put out for them: (count, layers, LENGTH, width), in half precision."""
+    teacher = build(1.0).eval()
+    parts = [layers(teacher.bert, t, m).transpose(0, 1).half() for t, m in zip(*_fifties(tokens, mask), strict=True)]
+    return tokens, mask, torch.cat(parts)
+
+
+def _fifties(*rows: Tensor) -> list[tuple[Tensor, ...]]:
+    return [r.split(50) for r in rows]
+
+
+@functools.cache
+def data() -> dict[str, Rows]:
+    """Split -> tokens, mask and what is to be learned."""
+    texts, out, start = sentences(), {}, 0
     for split, count in COUNTS.items():
-        encoded = tokenizer.encode_batch(texts[start : start + count])
+        out[split] = taught(*encoded(texts[start : start + count]))
         start += count
-        tokens, mask = torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
-        with torch.no_grad():
-            parts = [layers(teacher.bert, t, m) for t, m in zip(tokens.split(50), mask.split(50), strict=True)]
-        out[split] = (tokens, mask, torch.cat([part.transpose(0, 1).half() for part in parts]))
     return out
 
 
-def batches(generator: torch.Generator) -> Iterator[Batch]:
-    rows = data()["train"]
+@functools.cache
+def all_data() -> Rows:
+    """All sentences for training, but for those whose first tokens are those of one that is held out."""
+    held_out = {tuple(row) for split in ("test", "validation") for row in data()[split][0].tolist()}
+    tokens, mask = encoded(all_sentences())
+    new = torch.tensor([tuple(row) not in held_out for row in tokens.tolist()])
+    return taught(tokens[new], mask[new])
+
+
+def batches_of(rows: Rows, generator: torch.Generator) -> Iterator[Batch]:
     order = torch.randperm(len(rows[0]), generator=generator)
     for chosen in order[: len(order) // BATCH * BATCH].split(BATCH):
         yield tuple(r[chosen] for r in rows)
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
+def loss(model: nn.Module, batch: Batch, layers_weigh: float = 2.0) -> Tensor:
     """How far outputs of layers, embeddings, and the similarities within the batch are from the full network's.
 
     Of the layers it is the mean of their squared errors over tokens, each relative to the mean square that is wanted.
     """
-    tokens, mask, taught = batch
-    wanted = taught.transpose(0, 1).float()
+    tokens, mask, outputs = batch
+    wanted = outputs.transpose(0, 1).float()
     hidden = layers(model.bert, tokens, mask)
     counted = mask[None, ..., None].float()
     errors, squares = (((x.square() * counted).sum(dim=(1, 2, 3))) for x in (hidden - wanted, wanted))
     found, target = pooled(hidden[-1], mask), pooled(wanted[-1], mask)
     similarities = (found @ found.T - target @ target.T).square().mean()
-    return 2 * (errors / squares).mean() + (found - target).square().sum(1).mean() + 10 * similarities
+    return layers_weigh * (errors / squares).mean() + (found - target).square().sum(1).mean() + 10 * similarities
+
+
+def settled_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The same with more weight on layers, and without dropout, as the network now differs from the full one.
+
+    By this loss units would be chosen worse.
+    """
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return loss(model, batch, SETTLED_WEIGHT)
 
 
 @torch.no_grad()
 def spearman(model: nn.Module, split: str) -> float:
-    tokens, mask, taught = data()[split]
+    tokens, mask, outputs = data()[split]
     model.eval()
-    found = torch.cat([model(t, m) for t, m in zip(tokens.split(50), mask.split(50), strict=True)])
-    wanted = pooled(taught[:, -1].float(), mask)
+    found = torch.cat([model(t, m) for t, m in zip(*_fifties(tokens, mask), strict=True)])
+    wanted = pooled(outputs[:, -1].float(), mask)
     upper = torch.ones(len(found), len(found)).triu(1) > 0
     return float(spearmanr((found @ found.T)[upper], (wanted @ wanted.T)[upper]).statistic)
 
@@ -169,7 +231,7 @@ def minilm() -> Task:
     return Task(
         name="minilm",
         build=build,
-        batches=batches,
+        batches=functools.partial(batches_of, rows),
         loss=loss,
         score=spearman,
         optimizer=lambda p: torch.optim.AdamW(p, lr=3e-4, weight_decay=1e-2, fused=True),
@@ -183,4 +245,16 @@ def minilm() -> Task:
     )
 
 
-TASKS = {"minilm": minilm}
+def minilm_long() -> Task:
+    return replace(
+        minilm(),
+        name="minilm_long",
+        batches=functools.partial(batches_of, all_data()),
+        settled_loss=settled_loss,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=6e-4, weight_decay=1e-2, fused=True),
+        steps=4500,
+        recipe=replace(PRETRAINED, length=0.15),
+    )
+
+
+TASKS = {"minilm": minilm, "minilm_long": minilm_long}
