@@ -174,7 +174,23 @@ def test_forward_passes_in_bfloat16() -> None:
     assert on(TASK, CPU) is TASK
 
 
-@pytest.mark.parametrize(("competitor", "level"), [("ours", 0.3), ("scratch", 0.3), ("dense", 1.0)])
+def test_the_settled_loss_is_computed_as_the_other_one() -> None:
+    seen = []
+
+    def settled(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        seen.append(model(batch[0]).dtype)
+        return TASK.loss(model, batch)
+
+    task = on(dataclasses.replace(TASK, settled_loss=settled, steps=2), CPU, bf16=True)
+    scratch(Asked(task, 0.5, 0, "flops"))
+    assert set(seen) == {torch.bfloat16}
+    assert on(TASK, CPU, bf16=True).settled_loss is None
+
+
+@pytest.mark.parametrize(
+    ("competitor", "level"),
+    [("ours", 0.3), ("scratch", 0.3), ("tp_magnitude", 0.3), ("tp_iterative", 0.3), ("dense", 1.0)],
+)
 def test_the_settled_loss_counts_once_the_network_has_its_size(competitor: str, level: float) -> None:
     seen: list[tuple[str, int]] = []
 
@@ -185,7 +201,8 @@ def test_the_settled_loss_counts_once_the_network_has_its_size(competitor: str, 
 
         return loss
 
-    task = dataclasses.replace(TASK, loss=told("loss"), settled_loss=told("settled"))
+    losses = {"loss": told("loss"), "settled_loss": told("settled")}
+    task = dataclasses.replace(TASK, **losses, kept=lambda model: [model[-1]])  # Torch-Pruning would cut the classes
     model, run = COMPETITORS[competitor](Asked(task, level, 0, "flops"))
     final = sum(p.numel() for p in model.parameters())
     assert len(seen) == run.done

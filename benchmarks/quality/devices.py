@@ -16,6 +16,7 @@ from benchmarks.quality.task import Batch, Task
 
 CPU = torch.device("cpu")
 Score = Callable[[nn.Module, str], float]
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -54,9 +55,12 @@ def on(task: Task, device: torch.device, bf16: bool = False) -> Task:
     def batches(generator: torch.Generator) -> Iterator[Batch]:
         return (moved(batch, device) for batch in task.batches(generator))
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        with cast():
-            return task.loss(model, batch)
+    def learned(loss: Loss) -> Loss:
+        def there(model: nn.Module, batch: Batch) -> Tensor:
+            with cast():
+                return loss(model, batch)
+
+        return there
 
     def scored(score: Score) -> Score:
         def there(model: nn.Module, split: str) -> float:
@@ -69,7 +73,8 @@ def on(task: Task, device: torch.device, bf16: bool = False) -> Task:
         task,
         build=lambda width: task.build(width).to(device),
         batches=batches,
-        loss=loss,
+        loss=learned(task.loss),
+        settled_loss=None if task.settled_loss is None else learned(task.settled_loss),
         score=scored(task.score),
         also={name: scored(score) for name, score in task.also.items()},
         example=moved(task.example, device),

@@ -148,7 +148,8 @@ def cut_often(
         cut_out(task, model, made)
         share = during / (times - 1) if number + 1 < times else 1 - at
         steps = asked.steps(share, task.share(model))
-        run.train(model, task.optimizer(model.parameters()), steps, (at, at + share), RISE)
+        settled = 0 if number + 1 == times else None
+        run.train(model, task.optimizer(model.parameters()), steps, (at, at + share), RISE, settled=settled)
         at += share
     return model, run
 

@@ -58,7 +58,8 @@ class Task:
         pretrained: whether ``build(1.0)`` knows something already.
         recipe: this library's recipe or its name, where it is not the one for the budget; part of what is measured,
             and written down.
-        settled_loss: (network, batch) -> scalar, once the network has its final size; None for the same loss.
+        settled_loss: (network, batch) -> scalar, once a network that gets smaller has its final size; None for the
+            same loss.
         schedule: (share of the steps done, share in which it may rise) -> share of the peak learning rate.
         clip: norm that gradients are clipped to; None for no limit.
         also: other scores that are written down, by name.

@@ -147,12 +147,12 @@ def encoded(texts: list[str]) -> tuple[Tensor, Tensor]:
 def taught(tokens: Tensor, mask: Tensor) -> Rows:
     """With what the full network's layers put out for them: (count, layers, LENGTH, width), in half precision."""
     teacher = build(1.0).eval()
-    parts = [layers(teacher.bert, t, m).transpose(0, 1).half() for t, m in zip(*_fifties(tokens, mask), strict=True)]
+    parts = [layers(teacher.bert, t, m).transpose(0, 1).half() for t, m in in_parts(tokens, mask)]
     return tokens, mask, torch.cat(parts)
 
 
-def _fifties(*rows: Tensor) -> list[tuple[Tensor, ...]]:
-    return [r.split(50) for r in rows]
+def in_parts(tokens: Tensor, mask: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(tokens.split(50), mask.split(50), strict=True)
 
 
 @functools.cache
@@ -210,7 +210,7 @@ def settled_loss(model: nn.Module, batch: Batch) -> Tensor:
 def spearman(model: nn.Module, split: str) -> float:
     tokens, mask, outputs = data()[split]
     model.eval()
-    found = torch.cat([model(t, m) for t, m in zip(*_fifties(tokens, mask), strict=True)])
+    found = torch.cat([model(t, m) for t, m in in_parts(tokens, mask)])
     wanted = pooled(outputs[:, -1].float(), mask)
     upper = torch.ones(len(found), len(found)).triu(1) > 0
     return float(spearmanr((found @ found.T)[upper], (wanted @ wanted.T)[upper]).statistic)
