@@ -37,6 +37,7 @@ from only_train_once import OTO
 from only_train_once.groups import Role
 
 START, STEPS, END = 40, 180, 280
+ABOUT = Path("benchmarks/about_step_cost.md")  # what was tried, and how the committed figures were made
 
 
 def resnet18() -> tuple[nn.Module, Any]:
@@ -342,6 +343,7 @@ def main() -> None:
         "|---|---|---:|---:|---:|" + "---:|" * len(FLOORS),
         *floors,
         "",
+        ABOUT.read_text(),
     ]
     if not part:
         Path("benchmarks/results/step_cost.md").write_text("\n".join(text))
