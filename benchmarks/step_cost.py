@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_cost            writes benchmarks/results/step_cost.md
     python -m benchmarks.step_cost hesso      only rows with this in their name, printed
+    python -m benchmarks.step_cost --device cuda      into step_cost_cuda.md, without floors, which are the CPU's
 
 A network with fixed gradients, and two optimizers over the same weights, gradients and state, so that where those lie
 in memory says nothing: the base optimizer alone and one with the method step in turns in one process, and the median of
@@ -18,8 +19,8 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import statistics
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
+from benchmarks.quality.devices import CPU, clock_of, moved
 from only_train_once import OTO
 from only_train_once.groups import Role
 
@@ -123,11 +125,14 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-def prepared(method: str, network: str, base: str) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+def prepared(
+    method: str, network: str, base: str, device: torch.device = CPU
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """The base optimizer, and one with the method, over two copies of a network with gradients."""
     torch.manual_seed(0)
     cls, options = BASES[base]
     plain, inputs = NETWORKS[network]()
+    plain, inputs = plain.to(device), moved(inputs, device)
     pruned = copy.deepcopy(plain)
     oto = OTO(pruned, inputs)
     one, other = (cls(m.parameters(), **options) for m in (plain, pruned))
@@ -138,10 +143,11 @@ def prepared(method: str, network: str, base: str) -> tuple[torch.optim.Optimize
     return one, other
 
 
-def seconds(optimizer: torch.optim.Optimizer) -> float:
-    start = time.process_time()
-    optimizer.step()
-    return time.process_time() - start
+def seconds(step: Callable[[], object], device: torch.device = CPU) -> float:
+    clock = clock_of(device)
+    start = clock()
+    step()
+    return clock() - start
 
 
 def peak(optimizer: torch.optim.Optimizer, steps: int) -> int:
@@ -167,20 +173,20 @@ def scores(optimizer: Any) -> bool:
     return method.scoring.average.count > 0 or (method.name == "hesso_cric" and method._snapshot is not None)
 
 
-def row(method: str, network: str, base: str) -> str:
-    one, other = prepared(method, network, base)
+def row(method: str, network: str, base: str, device: torch.device = CPU) -> str:
+    one, other = prepared(method, network, base, device)
     optimizer: Any = other
     plain = beside(other, base)
     ratios: dict[str, list[float]] = {"before": [], "during": [], "after": [], "scoring": []}
     for step in range(END):
-        first, second = seconds(plain), seconds(other)
+        first, second = seconds(plain.step, device), seconds(other.step, device)
         phase = "before" if step < START else "during" if step < START + STEPS else "after"
         scoring = scores(optimizer)
         if phase != "before" or not scoring:
             ratios[phase].append(second / first)
         if scoring:
             ratios["scoring"].append(second / first)
-    one, other = prepared(method, network, base)
+    one, other = prepared(method, network, base, device)
     steps = START + STEPS // 3 + 2  # the first scoring and its window, and the second period's
     memory = peak(other, steps) / peak(one, steps)
     medians = (f"{statistics.median(r):.2f}" if r else "" for r in ratios.values())
@@ -275,10 +281,8 @@ def floor(network: str, base: str) -> str:
     def over(least: Callable[[], None]) -> float:
         ratios = []
         for _ in range(40):
-            alone = seconds(plain)
-            start = time.process_time()
-            least()
-            ratios.append(1 + (time.process_time() - start) / alone)
+            alone = seconds(plain.step)
+            ratios.append(1 + seconds(least) / alone)
         return statistics.median(ratios)
 
     whole, *rows = (over(_where_they_lie(method, of_rows)) for of_rows in (None, _read, _put_back))
@@ -292,23 +296,37 @@ def floor(network: str, base: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", default="")
-    part = parser.parse_args().part
+    parser.add_argument("--device", type=torch.device, default=CPU)
+    options = parser.parse_args()
+    part, device = options.part, options.device
     torch.set_num_threads(1)
     rows = []
     for method, network, base in ROWS:
         if part in f"{method} {network} {base}":
-            rows.append(row(method, network, base))
+            rows.append(row(method, network, base, device))
             print(rows[-1], flush=True)
     floors = []
-    for network in NETWORKS:
-        for base in FLOOR_BASES:
-            if part in f"floor {network} {base}":
-                floors.append(floor(network, base))
-                print(floors[-1], flush=True)
-    text = [
+    for network, base in itertools.product(NETWORKS, FLOOR_BASES if device == CPU else ()):
+        if part in f"floor {network} {base}":
+            floors.append(floor(network, base))
+            print(floors[-1], flush=True)
+    if part:
+        return
+    text = table(rows, device)
+    if device == CPU:
+        text += [*at_least(floors), ABOUT.read_text()]
+    name = "step_cost" if device == CPU else f"step_cost_{device.type}"
+    Path(f"benchmarks/results/{name}.md").write_text("\n".join(text))
+
+
+def table(rows: list[str], device: torch.device) -> list[str]:
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    timed = "processor time" if device == CPU else "time until the device is done"
+    return [
         "# Cost of a step",
         "",
-        f"`python -m benchmarks.step_cost` with torch {torch.__version__}, 1 thread, CPU, processor time: the "
+        f"`python -m benchmarks.step_cost{'' if device == CPU else f' --device {device}'}` with torch "
+        f"{torch.__version__}, 1 thread, {hardware}, {timed}: the "
         "optimizer's step alone with a method attached over the same step without, median of interleaved steps over "
         "the same weights. The forward and backward pass, which take most of an iteration, are not in it. "
         "*in windows*: the steps that look at gradients for scores that come later, also among the others; those of "
@@ -319,6 +337,11 @@ def main() -> None:
         "|---|---|---|---:|---:|---:|---:|---:|",
         *rows,
         "",
+    ]
+
+
+def at_least(floors: list[str]) -> list[str]:
+    return [
         "## What it costs at least",
         "",
         "The base step and the least reading and writing that a kind of method needs, over the base step, with torch's "
@@ -343,10 +366,7 @@ def main() -> None:
         "|---|---|---:|---:|---:|" + "---:|" * len(FLOORS),
         *floors,
         "",
-        ABOUT.read_text(),
     ]
-    if not part:
-        Path("benchmarks/results/step_cost.md").write_text("\n".join(text))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""What depends on where tensors lie, on every kind of device at hand: the CPU, and CUDA where there is a GPU.
+
+Rows that only CUDA has (capturable without a compiler) exist where there is a GPU, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+import only_train_once
+from only_train_once import OTO
+from only_train_once.optim import attach
+from tests.methods import BOUNDARIES, CONFIGS, config
+from tests.reference.nets import batch, loss_of, make, tensors_of
+from tests.test_optim import Asked
+from tests.test_optim_resume import assert_same
+
+CPU = "cpu"
+DEVICES = [CPU, *(["cuda"] if torch.cuda.is_available() else [])]
+NETS = ("conv", "layer_norm")
+END = 24
+Base = Callable[[Any], Optimizer]
+BASES: dict[str, Base] = {
+    "sgd, foreach": lambda p: SGD(p, lr=0.02, momentum=0.9, foreach=True),
+    "sgd, fused": lambda p: SGD(p, lr=0.02, momentum=0.9, fused=True),
+    "adamw, foreach": lambda p: AdamW(p, lr=3e-3, foreach=True),
+    "adamw, fused": lambda p: AdamW(p, lr=3e-3, fused=True),
+}
+ON_CUDA: dict[str, Base] = {
+    "adamw, capturable": lambda p: AdamW(p, lr=3e-3, foreach=True, capturable=True),
+    "adamw, fused and capturable": lambda p: AdamW(p, lr=3e-3, fused=True, capturable=True),
+}
+AT = [
+    pytest.param(device, base, id=f"{device}-{name}")
+    for device in DEVICES
+    for name, base in {**BASES, **({} if device == CPU else ON_CUDA)}.items()
+]
+
+
+def attached(
+    net: str, device: str, base: Base, method: str, dtype: torch.dtype = torch.double
+) -> tuple[nn.Module, Any]:
+    model = make(net, dtype=dtype).to(device)
+    return model, attach(base(model.parameters()), model.groups(), tensors_of(model), **config(method))  # type: ignore[operator]
+
+
+def backward(model: nn.Module, net: str, step: int) -> None:
+    at = next(model.parameters())
+    loss_of(model, batch(net, step, at.dtype).to(at.device)).backward()
+
+
+def train(model: nn.Module, optimizer: Any, net: str, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        backward(model, net, step)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize(("device", "base"), AT)
+def test_the_same_units_as_one_at_a_time_on_the_cpu(device: str, base: Base, method: str, net: str) -> None:
+    def plain(parameters: Any) -> Optimizer:
+        made: Any = base(parameters)
+        same = {k: v for k, v in made.defaults.items() if k in ("lr", "momentum")}
+        return type(made)(made.param_groups[0]["params"], **same, foreach=False)
+
+    model, optimizer = attached(net, device, base, method)
+    other, slow = attached(net, CPU, plain, method)
+    train(model, optimizer, net, range(END))
+    train(other, slow, net, range(END))
+    assert optimizer.removed == slow.removed
+    assert sum(map(len, optimizer.removed.values())) == (7 if net == "conv" else 9)
+    for (name, found), wanted in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert found.device.type == device
+        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-7, atol=1e-9, msg=name)
+        assert torch.equal(found.cpu() == 0, wanted == 0), name
+
+
+@contextlib.contextmanager
+def nobody_waits(device: str, allowed: int) -> Iterator[None]:
+    """An error where the host asks the device for a number, on the CPU more than so many times."""
+    if device == CPU:
+        with Asked() as asked:
+            yield
+        assert asked.count == allowed
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def asks(base: Base) -> int:
+    """How many times the base optimizer alone asks for a number, as AdamW does for its count of steps."""
+    model = make("layer_norm")
+    optimizer = base(model.parameters())
+    train(model, optimizer, "layer_norm", range(1))
+    with Asked() as asked:
+        optimizer.step()
+    return asked.count
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize(("device", "base"), AT)
+def test_no_step_waits_for_the_device_but_where_a_period_begins(device: str, base: Base, method: str) -> None:
+    allowed = asks(base) if device == CPU else 0
+    model, optimizer = attached("layer_norm", device, base, method)
+    train(model, optimizer, "layer_norm", range(1))  # an optimizer without state is asked whether this step is real
+    for step in range(1, END):
+        optimizer.zero_grad()
+        backward(model, "layer_norm", step)
+        with contextlib.nullcontext() if step in BOUNDARIES[method] else nobody_waits(device, allowed):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast_with_overflows(device: str, method: str, dtype: torch.dtype) -> None:
+    model, optimizer = attached("conv", device, BASES["adamw, fused"], method, torch.float32)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
+    for step in range(END):
+        for overflows in (True, False) if step in (2, 10, 13) else (False,):
+            optimizer.zero_grad()
+            with torch.autocast(device, dtype):
+                loss = loss_of(model, batch("conv", step, torch.float32).to(device))
+            scaler.scale(loss * (float("inf") if overflows else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    metrics = optimizer.compute_metrics()
+    assert (metrics.step, metrics.num_zero_groups) == (END, 7)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize(("device", "base"), AT)
+def test_cut_stopped_saved_and_loaded_by_way_of_the_cpu(device: str, base: Base, method: str, tmp_path: Path) -> None:
+    """With units that leave: the run that was stopped ends as the other, bit for bit, and so does what it saves."""
+
+    def run() -> tuple[nn.Module, OTO, Any]:
+        model = make("conv", dtype=torch.float32).to(device)
+        oto = OTO(model, batch("conv", 0, torch.float32).to(device), wide=True)
+        optimizer = base(model.parameters())
+        oto.attach(optimizer, physical_cuts=True, **config(method))
+        return model, oto, optimizer
+
+    model, _, optimizer = run()
+    train(model, optimizer, "conv", range(10))
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, map_location=CPU, weights_only=True)
+    again_model, again_oto, again = run()
+    again_oto.resume(again, saved["optimizer"], saved["model"])
+    for one, its in ((model, optimizer), (again_model, again)):
+        train(one, its, "conv", range(10, END))
+        assert {t.device.type for t in one.state_dict().values()} == {device}
+        moments = [v for s in its.state.values() for k, v in s.items() if k != "step"]
+        assert {t.device.type for t in moments} == {device}
+    assert_same(dict(again_model.state_dict()), dict(model.state_dict()))
+    assert_same(again.state_dict(), optimizer.state_dict())
+    subnet = again_oto.construct_subnet()
+    assert subnet.report.verified_difference is not None
+    assert subnet.report.verified_difference <= 1e-9
+    subnet.save(tmp_path / "slim")
+    slim = only_train_once.load(tmp_path / "slim", build=lambda: make("conv", dtype=torch.float32), device=device)
+    x = batch("conv", 99, torch.float32).to(device)
+    with torch.no_grad():
+        assert torch.equal(slim.eval()(x), subnet.model.eval()(x))
+    assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in make("conv").parameters())
