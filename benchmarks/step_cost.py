@@ -306,26 +306,26 @@ def main() -> None:
             rows.append(row(method, network, base, device))
             print(rows[-1], flush=True)
     floors = []
-    for network, base in itertools.product(NETWORKS, FLOOR_BASES if device == CPU else ()):
+    for network, base in itertools.product(NETWORKS, FLOOR_BASES if device.type == "cpu" else ()):
         if part in f"floor {network} {base}":
             floors.append(floor(network, base))
             print(floors[-1], flush=True)
     if part:
         return
     text = table(rows, device)
-    if device == CPU:
+    if device.type == "cpu":
         text += [*at_least(floors), ABOUT.read_text()]
-    name = "step_cost" if device == CPU else f"step_cost_{device.type}"
+    name = "step_cost" if device.type == "cpu" else f"step_cost_{device.type}"
     Path(f"benchmarks/results/{name}.md").write_text("\n".join(text))
 
 
 def table(rows: list[str], device: torch.device) -> list[str]:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    timed = "processor time" if device == CPU else "time until the device is done"
+    timed = "processor time" if device.type == "cpu" else "time until the device is done"
     return [
         "# Cost of a step",
         "",
-        f"`python -m benchmarks.step_cost{'' if device == CPU else f' --device {device}'}` with torch "
+        f"`python -m benchmarks.step_cost{'' if device.type == 'cpu' else f' --device {device}'}` with torch "
         f"{torch.__version__}, 1 thread, {hardware}, {timed}: the "
         "optimizer's step alone with a method attached over the same step without, median of interleaved steps over "
         "the same weights. The forward and backward pass, which take most of an iteration, are not in it. "

@@ -6,38 +6,37 @@ Rows that only CUDA has (capturable without a compiler) exist where there is a G
 from __future__ import annotations
 
 import contextlib
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 import only_train_once
 from only_train_once import OTO
-from only_train_once.optim import attach
 from tests.methods import BOUNDARIES, CONFIGS, config
-from tests.reference.nets import batch, loss_of, make, tensors_of
-from tests.test_optim import Asked
-from tests.test_optim_resume import assert_same
+from tests.reference.nets import batch, loss_of, make
+from tests.test_optim import Asked, adamw, attached, sgd
+from tests.test_optim_resume import assert_same, through_file
 
 CPU = "cpu"
 DEVICES = [CPU, *(["cuda"] if torch.cuda.is_available() else [])]
 NETS = ("conv", "layer_norm")
 END = 24
-Base = Callable[[Any], Optimizer]
+Base = partial[Optimizer]  # of a function that without more arguments goes from tensor to tensor
 BASES: dict[str, Base] = {
-    "sgd, foreach": lambda p: SGD(p, lr=0.02, momentum=0.9, foreach=True),
-    "sgd, fused": lambda p: SGD(p, lr=0.02, momentum=0.9, fused=True),
-    "adamw, foreach": lambda p: AdamW(p, lr=3e-3, foreach=True),
-    "adamw, fused": lambda p: AdamW(p, lr=3e-3, fused=True),
+    "sgd, foreach": partial(sgd, foreach=True),
+    "sgd, fused": partial(sgd, fused=True),
+    "adamw, foreach": partial(adamw, foreach=True),
+    "adamw, fused": partial(adamw, fused=True),
 }
 ON_CUDA: dict[str, Base] = {
-    "adamw, capturable": lambda p: AdamW(p, lr=3e-3, foreach=True, capturable=True),
-    "adamw, fused and capturable": lambda p: AdamW(p, lr=3e-3, fused=True, capturable=True),
+    "adamw, capturable": partial(adamw, foreach=True, capturable=True),
+    "adamw, fused and capturable": partial(adamw, fused=True, capturable=True),
 }
 AT = [
     pytest.param(device, base, id=f"{device}-{name}")
@@ -46,11 +45,9 @@ AT = [
 ]
 
 
-def attached(
-    net: str, device: str, base: Base, method: str, dtype: torch.dtype = torch.double
-) -> tuple[nn.Module, Any]:
-    model = make(net, dtype=dtype).to(device)
-    return model, attach(base(model.parameters()), model.groups(), tensors_of(model), **config(method))  # type: ignore[operator]
+@pytest.fixture(autouse=True)
+def _bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 def backward(model: nn.Module, net: str, step: int) -> None:
@@ -69,13 +66,8 @@ def train(model: nn.Module, optimizer: Any, net: str, steps: range) -> None:
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize(("device", "base"), AT)
 def test_the_same_units_as_one_at_a_time_on_the_cpu(device: str, base: Base, method: str, net: str) -> None:
-    def plain(parameters: Any) -> Optimizer:
-        made: Any = base(parameters)
-        same = {k: v for k, v in made.defaults.items() if k in ("lr", "momentum")}
-        return type(made)(made.param_groups[0]["params"], **same, foreach=False)
-
-    model, optimizer = attached(net, device, base, method)
-    other, slow = attached(net, CPU, plain, method)
+    model, other = make(net).to(device), make(net)
+    optimizer, slow = attached(model, base, **config(method)), attached(other, base.func, **config(method))
     train(model, optimizer, net, range(END))
     train(other, slow, net, range(END))
     assert optimizer.removed == slow.removed
@@ -115,7 +107,8 @@ def asks(base: Base) -> int:
 @pytest.mark.parametrize(("device", "base"), AT)
 def test_no_step_waits_for_the_device_but_where_a_period_begins(device: str, base: Base, method: str) -> None:
     allowed = asks(base) if device == CPU else 0
-    model, optimizer = attached("layer_norm", device, base, method)
+    model = make("layer_norm").to(device)
+    optimizer = attached(model, base, **config(method))
     train(model, optimizer, "layer_norm", range(1))  # an optimizer without state is asked whether this step is real
     for step in range(1, END):
         optimizer.zero_grad()
@@ -128,7 +121,8 @@ def test_no_step_waits_for_the_device_but_where_a_period_begins(device: str, bas
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_autocast_with_overflows(device: str, method: str, dtype: torch.dtype) -> None:
-    model, optimizer = attached("conv", device, BASES["adamw, fused"], method, torch.float32)
+    model = make("conv", dtype=torch.float32).to(device)
+    optimizer = attached(model, BASES["adamw, fused"], **config(method))
     scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
     for step in range(END):
         for overflows in (True, False) if step in (2, 10, 13) else (False,):
@@ -156,10 +150,7 @@ def test_cut_stopped_saved_and_loaded_by_way_of_the_cpu(device: str, base: Base,
 
     model, _, optimizer = run()
     train(model, optimizer, "conv", range(10))
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, map_location=CPU, weights_only=True)
+    saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     again_model, again_oto, again = run()
     again_oto.resume(again, saved["optimizer"], saved["model"])
     for one, its in ((model, optimizer), (again_model, again)):

@@ -56,7 +56,7 @@ def through_file(value: Any) -> Any:
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
