@@ -46,8 +46,10 @@ AT = [
 
 
 @pytest.fixture(autouse=True)
-def _bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+def _bit_for_bit() -> Iterator[None]:
+    # not by assignment, which torch's own test utilities forbid for the whole process once they are imported
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        yield
 
 
 def backward(model: nn.Module, net: str, step: int) -> None:
