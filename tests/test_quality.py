@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch, unsuited
 from benchmarks.quality.devices import CPU, on
-from benchmarks.quality.report import Cell, comparison, verdict
+from benchmarks.quality.report import Cell, comparison, matches, same_size, verdict
 from benchmarks.quality.task import Task, falling, learning_rate, nearest, quarters
 from benchmarks.quality.tasks import AT_HAND, LONG, ON_DISK
 from benchmarks.quality.tasks import sentences as encoder
@@ -247,8 +247,9 @@ def test_what_runs_without_files() -> None:
     assert not set(AT_HAND) & set(ON_DISK)
 
 
-def rows(name: str, scores: list[float], level: float = 0.1) -> list[dict[str, object]]:
+def rows(name: str, scores: list[float], level: float = 0.1, flops: float | None = None) -> list[dict[str, object]]:
     row = {"task": "t", "level": level, "competitor": name, "budget": "flops", "metric": "accuracy, %"}
+    row["flops"] = flops or level
     return [{**row, "score": s, "seed": n} for n, s in enumerate(scores)]
 
 
@@ -288,3 +289,29 @@ def test_the_table_keeps_lost_cells() -> None:
     assert "**lost**" in verdicts[0]
     assert "81.0 ± 1.0" in lines[-1]
     assert "**91.0 ± 1.0**, n 3" in lines[-1]
+
+
+def test_ours_is_held_against_the_best_other_at_its_size() -> None:
+    others = [*rows("a", [90, 91, 92], flops=0.13), *rows("b", [99, 70, 71], flops=0.2)]
+    asked = [*rows("ours", [85, 86, 87], flops=0.0999), *others, *rows("dense", [99, 99, 99], 1.0)]
+    (match,) = matches(asked, "flops")  # not at 1: nobody else was asked for that
+    assert (match.asked, match.other, match.level, match.seeds) == (0.1, "a", 0.13, 3)
+    lines, verdicts = same_size(asked, "flops")
+    assert verdicts == [""]  # not run yet
+    assert "a 91.0 ± 1.0, n 3 | 0.1300 | – | – |" in lines[-1]
+    both = [*asked, *rows("ours", [93, 94, 95], 0.13, 0.1298)]
+    assert matches(both, "flops")[0].level == 0.13
+    lines, verdicts = same_size(both, "flops")
+    assert "94.0 ± 1.0, n 3 | 0.1298 | won (+3.7 against a)" in lines[-1]
+    lines, verdicts = comparison(both, "flops")
+    assert len(lines) == 3  # the size that nobody was asked for has no line there
+    assert "**lost**" in verdicts[0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "level"), [(0.1, 0.1), (0.1004, 0.1), (0.0997, 0.1), (0.1007, 0.1007), (0.09, 0.09)]
+)
+def test_the_same_size_is_within_half_a_percent(theirs: float, level: float) -> None:
+    (match,) = matches([*rows("ours", [80, 81, 82]), *rows("a", [90, 91, 92], flops=theirs)], "flops")
+    assert match.level == level
+    assert set(match.cells) == ({"ours", "a"} if level == 0.1 else {"a"})

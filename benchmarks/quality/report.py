@@ -13,12 +13,14 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path("benchmarks/results")
 OURS = "ours"
 WORDS = ("won", "level", "behind", "**lost**", "too few seeds")
+SAME = 0.005  # networks whose FLOPs differ by no more than this share have the same size
 Row = dict[str, Any]
 
 
@@ -60,17 +62,75 @@ def grouped(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:
     return dict(found)
 
 
+def best_other(cells: dict[str, Cell], sign: int) -> str | None:
+    """The name of the best of those that are neither ours nor the full network."""
+    rivals = [name for name in cells if name not in (OURS, "dense")]
+    return max(rivals, key=lambda name: sign * cells[name].mean, default=None)
+
+
 def verdict(cells: dict[str, Cell], sign: int) -> str:
     """How ours stands against the best of the others."""
-    rivals = {name: cell for name, cell in cells.items() if name not in (OURS, "dense")}
-    if OURS not in cells or not rivals:
+    best = best_other(cells, sign)
+    if OURS not in cells or best is None:
         return ""
-    best = max(rivals, key=lambda name: sign * rivals[name].mean)
-    ahead = cells[OURS].ahead_of(rivals[best], sign)
-    if min(cells[OURS].n, rivals[best].n) < 3:  # no spread to speak of
+    ahead = cells[OURS].ahead_of(cells[best], sign)
+    if min(cells[OURS].n, cells[best].n) < 3:  # no spread to speak of
         return f"too few seeds ({'ahead of' if ahead > 0 else 'not ahead of'} {best})"
     word = "won" if ahead > 1 else "level" if ahead >= 0 else "behind" if ahead >= -1 else "**lost**"
     return f"{word} ({ahead:+.1f} against {best})"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Ours against the best other, where both networks have the same FLOPs.
+
+    Attributes:
+        asked: of everyone, as a share of the full network's FLOPs.
+        other: who was best at that.
+        level: what that network has, which is what ours is asked for; ``asked`` where ours had the same already.
+        seeds: of ours where it was asked for the same as everyone.
+        cells: ours at ``level``, if that was run, and the other.
+    """
+
+    task: str
+    sign: int
+    asked: float
+    other: str
+    level: float
+    seeds: int
+    cells: dict[str, Cell]
+
+
+def matches(rows: list[Row], budget: str) -> list[Match]:
+    """A match for every task and level that ours and others were asked for."""
+    found = []
+    ours = grouped((r for r in rows if r["budget"] == budget and r["competitor"] == OURS), "task", "level")
+    for (task, asked), mine in grouped((r for r in rows if r["budget"] == budget), "task", "level").items():
+        cells = {name: Cell(r) for (name,), r in grouped(mine, "competitor").items()}
+        sign = sign_of(mine[0]["metric"])
+        other = best_other(cells, sign)
+        if OURS not in cells or other is None:
+            continue
+        theirs = cells[other].average("flops")
+        level = asked if abs(cells[OURS].average("flops") / theirs - 1) <= SAME else round(theirs, 4)
+        there = {OURS: Cell(ours[task, level])} if (task, level) in ours else {}
+        found.append(Match(task, sign, asked, other, level, cells[OURS].n, {**there, other: cells[other]}))
+    return found
+
+
+def same_size(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
+    """A table of ours and the best other at the same FLOPs, and the verdicts."""
+    lines = [
+        "| task | FLOPs asked | best other | its FLOPs | ours, of that size | FLOPs | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    verdicts = []
+    for match in sorted(matches(rows, budget), key=lambda m: m.task):
+        other, ours = match.cells[match.other], match.cells.get(OURS)
+        verdicts.append(verdict(match.cells, match.sign))
+        texts = [f"{c.text(c.deviation)}, n {c.n} | {c.average('flops'):.4f}" if c else "– | –" for c in (other, ours)]
+        lines.append(f"| {match.task} | {match.asked} | {match.other} {texts[0]} | {texts[1]} | {verdicts[-1]} |")
+    return lines, verdicts
 
 
 def comparison(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
@@ -87,7 +147,9 @@ def comparison(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
     for task in tasks:
         mine = [row for row in rows if row["task"] == task]
         metric = mine[0]["metric"]
-        levels = sorted({row["level"] for row in mine} - {1.0}, reverse=True)
+        pairs = matches(mine, budget)
+        elsewhere = {m.level for m in pairs} - {m.asked for m in pairs}  # has a table of its own
+        levels = sorted({row["level"] for row in mine} - {1.0} - elsewhere, reverse=True)
         full = [row for row in mine if row["level"] == 1.0]
         for level in levels:
             cells = {n: Cell(r) for (n,), r in grouped((r for r in mine if r["level"] == level), "competitor").items()}
@@ -106,6 +168,10 @@ def comparison(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
             verdicts.append(verdict(cells, sign_of(metric)))
             lines.append(f"| {task} ({metric}) | {level} | {' | '.join(texts)} | {verdicts[-1]} |")
     return lines, verdicts
+
+
+def tally(verdicts: list[str]) -> str:
+    return f"Cells: {', '.join(f'{sum(v.startswith(w) for v in verdicts)} {w}' for w in WORDS)}."
 
 
 def sizes(rows: list[Row], budget: str) -> list[str]:
@@ -169,9 +235,12 @@ def main() -> None:
     text = ["# Accuracy per FLOP of one training", "", (Path(__file__).parent / "about.md").read_text()]
     for budget in dict.fromkeys(row["budget"] for row in rows):
         lines, verdicts = comparison(rows, budget)
-        counts = {w: sum(v.startswith(w) for v in verdicts) for w in WORDS}
         text += [f"## Equal training {'FLOPs' if budget == 'flops' else 'steps'}", "", *lines, ""]
-        text += [f"Cells: {', '.join(f'{n} {w}' for w, n in counts.items())}.", ""]
+        text += [tally(verdicts), ""]
+        if budget == "flops":
+            lines, verdicts = same_size(rows, budget)
+            text += ["## Equal training FLOPs, and the same FLOPs as the best other", "", *lines, ""]
+            text += [tally(verdicts), ""]
     for budget in dict.fromkeys(row["budget"] for row in rows):
         text += [f"## What the networks cost, equal {budget}", "", *sizes(rows, budget), ""]
     (RESULTS / "quality.md").write_text("\n".join(text))
