@@ -315,3 +315,9 @@ def test_the_same_size_is_within_half_a_percent(theirs: float, level: float) -> 
     (match,) = matches([*rows("ours", [80, 81, 82]), *rows("a", [90, 91, 92], flops=theirs)], "flops")
     assert match.level == level
     assert set(match.cells) == ({"ours", "a"} if level == 0.1 else {"a"})
+
+
+@pytest.mark.parametrize(("theirs", "level"), [(0.12, 0.1), (0.09, 0.09)])
+def test_who_won_with_fewer_flops_need_not_have_more(theirs: float, level: float) -> None:
+    (match,) = matches([*rows("ours", [80, 81, 82]), *rows("a", [70, 71, 72], flops=theirs)], "flops")
+    assert match.level == level

@@ -3,10 +3,10 @@
     python -m benchmarks.quality.same_size
 
 Uniform widths come in coarse steps, and competitors that have only those get the next larger network: at 5 % of
-digits_vgg one of 5.8 %. Wherever the networks of ours and of the best other differ by more than 0.5 %, whichever is
-larger, this trains ours with the other's FLOPs as its target, with as many seeds as it had, and appends the runs to
-``quality.jsonl``; ``python -m benchmarks.quality.report`` makes a second table of them. Runs that are in the file
-already are skipped.
+digits_vgg one of 5.8 %. Wherever the network of the best other is more than 0.5 % smaller than ours, or larger and ours
+has not won with the smaller one, this trains ours with the other's FLOPs as its target, with as many seeds as it had,
+and appends the runs to ``quality.jsonl``; ``python -m benchmarks.quality.report`` makes a second table of them. Runs
+that are in the file already are skipped.
 """
 
 from __future__ import annotations
