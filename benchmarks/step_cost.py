@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
-from benchmarks.quality.devices import CPU, clock_of, moved
+from benchmarks.devices import CPU, clock_of, moved
 from only_train_once import OTO
 from only_train_once.groups import Role
 

@@ -20,7 +20,7 @@ import only_train_once
 from only_train_once import OTO
 from tests.methods import BOUNDARIES, CONFIGS, config
 from tests.reference.nets import batch, loss_of, make
-from tests.test_optim import Asked, adamw, attached, sgd
+from tests.test_optim import Asked, adamw, attached, sgd, train
 from tests.test_optim_resume import assert_same, through_file
 
 CPU = "cpu"
@@ -50,18 +50,6 @@ def _bit_for_bit() -> Iterator[None]:
     # not by assignment, which torch's own test utilities forbid for the whole process once they are imported
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         yield
-
-
-def backward(model: nn.Module, net: str, step: int) -> None:
-    at = next(model.parameters())
-    loss_of(model, batch(net, step, at.dtype).to(at.device)).backward()
-
-
-def train(model: nn.Module, optimizer: Any, net: str, steps: range) -> None:
-    for step in steps:
-        optimizer.zero_grad()
-        backward(model, net, step)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -114,7 +102,7 @@ def test_no_step_waits_for_the_device_but_where_a_period_begins(device: str, bas
     train(model, optimizer, "layer_norm", range(1))  # an optimizer without state is asked whether this step is real
     for step in range(1, END):
         optimizer.zero_grad()
-        backward(model, "layer_norm", step)
+        loss_of(model, batch("layer_norm", step)).backward()
         with contextlib.nullcontext() if step in BOUNDARIES[method] else nobody_waits(device, allowed):
             optimizer.step()
 
@@ -130,7 +118,7 @@ def test_autocast_with_overflows(device: str, method: str, dtype: torch.dtype) -
         for overflows in (True, False) if step in (2, 10, 13) else (False,):
             optimizer.zero_grad()
             with torch.autocast(device, dtype):
-                loss = loss_of(model, batch("conv", step, torch.float32).to(device))
+                loss = loss_of(model, batch("conv", step, torch.float32))
             scaler.scale(loss * (float("inf") if overflows else 1.0)).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -151,12 +139,12 @@ def test_cut_stopped_saved_and_loaded_by_way_of_the_cpu(device: str, base: Base,
         return model, oto, optimizer
 
     model, _, optimizer = run()
-    train(model, optimizer, "conv", range(10))
+    train(model, optimizer, "conv", range(10), torch.float32)
     saved = through_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     again_model, again_oto, again = run()
     again_oto.resume(again, saved["optimizer"], saved["model"])
     for one, its in ((model, optimizer), (again_model, again)):
-        train(one, its, "conv", range(10, END))
+        train(one, its, "conv", range(10, END), torch.float32)
         assert {t.device.type for t in one.state_dict().values()} == {device}
         moments = [v for s in its.state.values() for k, v in s.items() if k != "step"]
         assert {t.device.type for t in moments} == {device}

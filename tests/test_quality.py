@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.devices import CPU
 from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch, unsuited
-from benchmarks.quality.devices import CPU, on
+from benchmarks.quality.devices import on
 from benchmarks.quality.report import Cell, comparison, matches, same_size, verdict
 from benchmarks.quality.task import Task, falling, learning_rate, nearest, quarters
 from benchmarks.quality.tasks import AT_HAND, LONG, ON_DISK

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.devices import CPU
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.devices import CPU, on
+from benchmarks.quality.devices import on
 from benchmarks.quality.tasks import cifar, imagenet, make, squad
 from benchmarks.quality.tasks.folders import Source
 from benchmarks.quality.tasks.pictures import transforms

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 import tests.conftest  # noqa: F401  (lets torchvision import beside a CPU build of torch)
+from benchmarks.devices import CPU, clock_of
 from benchmarks.quality.ablation import VARIANTS
 from benchmarks.quality.competitors import BUDGETS, COMPETITORS, Asked, Competitor, recipe_of, unsuited
-from benchmarks.quality.devices import CPU, clock_of, latency, on
+from benchmarks.quality.devices import latency, on
 from benchmarks.quality.task import Task, flops
 from benchmarks.quality.tasks import AT_HAND, TASKS, make
 from benchmarks.quality.tasks.folders import Source

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.devices import CPU, clock_of, moved
 from benchmarks.quality.task import Batch, Task
 
-CPU = torch.device("cpu")
 Score = Callable[[nn.Module, str], float]
 Loss = Callable[[nn.Module, Batch], Tensor]
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Tensors in tuples, lists and mappings, on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: moved(v, device) for key, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(moved(v, device) for v in value)
-    return value
 
 
 class Remote(nn.Module):
@@ -91,13 +79,3 @@ def latency(model: nn.Module, example: Any, device: torch.device = CPU) -> float
         model(**example) if isinstance(example, dict) else model(example)
         times.append(1e3 * (clock() - start))
     return statistics.median(times)
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds: of the processor on the CPU; elsewhere of the wall, once the device is done."""
-
-    def waited() -> float:
-        torch.accelerator.synchronize(device)
-        return time.perf_counter()
-
-    return time.process_time if device.type == "cpu" else waited

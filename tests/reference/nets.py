@@ -156,6 +156,7 @@ def batch(name: str, step: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def loss_of(model: nn.Module, x: Tensor) -> Tensor:
-    """A loss that has gradients everywhere and moves its target with the batch."""
+    """A loss that has gradients everywhere and moves its target with the batch, which goes where the model is."""
+    x = x.to(next(model.parameters()).device)
     y = model(x)
     return (y - x.flatten(1).sum(1).tanh().view(-1, *[1] * (y.dim() - 1))).square().mean() + 0.1 * y.sin().mean()
