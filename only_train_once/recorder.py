@@ -480,8 +480,12 @@ def _checksum(result: Any) -> tuple[float, ...]:
     return tuple(sums)
 
 
-def seed_generators(devices: Sequence[int]) -> None:
-    """``torch.manual_seed(0)`` for the CPU and these devices; for all of them it takes as long as a small model."""
-    torch.default_generator.manual_seed(0)
+def seed_generators(devices: Sequence[int], seed: int = 0) -> None:
+    """``torch.manual_seed`` for the CPU and these devices.
+
+    For all devices it takes as long as a small model: where none is in use yet, it writes down the whole stack of
+    calls for each kind, and keeps it.
+    """
+    torch.default_generator.manual_seed(seed)
     for device in devices:
-        torch.cuda.default_generators[device].manual_seed(0)
+        torch.cuda.default_generators[device].manual_seed(seed)

@@ -12,6 +12,7 @@ read back from the cut tensors (`_SIZES`).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -361,6 +362,7 @@ def _check_slice(model: nn.Module, tensors: Mapping[str, Tensor], group: Pruning
         raise SurgeryError(f"group {group.name!r}: {s} has positions outside of range({s.length})")
 
 
+@functools.cache
 def _library_version() -> str:
     try:
         return metadata.version("only_train_once")

@@ -37,6 +37,7 @@ from .inputs import (
     no_fast_paths,
     validate_inputs,
 )
+from .recorder import seed_generators
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,7 @@ def verify_subnet(
         TraceError: the full network does not run on the inputs.
     """
     _check_arguments(full, subnet, inputs, samples, seed, tolerance)
-    devices = sorted({t.device.index or 0 for t in full.parameters() if t.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), no_fast_paths():
+    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(full)), no_fast_paths():
         bench = _set_up(full, subnet, inputs, samples, seed)
         allowed = TOLERANCE[bench.dtype] if tolerance is None else tolerance
         worst, names, skipped, rounding = _compare(bench, "eval", allowed, ignore_shape_mismatch)
@@ -165,9 +165,13 @@ class _Bench:
 
     def run(self, model: nn.Module, inputs: Inputs, mode: str, seed: int) -> _Outputs:
         model.train(mode == "train")
-        torch.manual_seed(seed)
+        seed_generators(_cuda_devices(model), seed)
         with in_float64() if self.dtype is torch.float64 else nullcontext():
             return dict(_flatten(call_model(model, clone_inputs(inputs))))
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
 
 
 def _own_dtype(model: nn.Module) -> torch.dtype:
