@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
@@ -219,14 +220,19 @@ class _Float64Mode(TorchDispatchMode):
             return run_inside(self, func, args, kwargs)
         if func is torch.ops.aten.view.dtype:  # reinterprets bits: float32 means float32
             return func(*args, **kwargs)
-        arguments = func._schema.arguments
-        aliases = any(a.alias_info is not None for a in arguments)
+        names, kept = _arguments(func)
         # What is viewed or written has to stay the same tensor; everything else may be a wider copy of itself.
-        kept = {a.name for a in arguments if a.alias_info is not None}
-        args = tuple(_widen(value, arguments[i].name not in kept) for i, value in enumerate(args))
+        args = tuple(_widen(value, name not in kept) for name, value in zip(names, args, strict=False))
         kwargs = {name: _widen(value, name not in kept) for name, value in kwargs.items()}
         result = _IN_FLOAT64.get(func, func)(*args, **kwargs)
-        return result if aliases else _widen(result, True)
+        return result if kept else _widen(result, True)
+
+
+@functools.cache
+def _arguments(func: Any) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Names of an operator's arguments, and which of them its result is a view of or are written to."""
+    arguments = func._schema.arguments
+    return tuple(a.name for a in arguments), frozenset(a.name for a in arguments if a.alias_info is not None)
 
 
 def _grouped_mm(
@@ -271,7 +277,7 @@ def _widen(value: Any, tensors: bool) -> Any:
             return leaf.to(_WIDE[leaf.dtype])
         return leaf
 
-    return tree_map(widen, value)
+    return tree_map(widen, value) if isinstance(value, (tuple, list, dict)) else widen(value)
 
 
 @contextmanager
