@@ -78,6 +78,7 @@ stock export_speed: $(VENV)/.bench
 
 quality: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.quality --budget flops steps
+	$(BIN)/python -m benchmarks.quality.same_size
 	$(BIN)/python -m benchmarks.quality.report
 
 quality_encoder: $(VENV)/.bench

@@ -127,7 +127,7 @@ def same_size(rows: list[Row], budget: str) -> tuple[list[str], list[str]]:
         "|---|---|---|---|---|---|---|",
     ]
     verdicts = []
-    for match in sorted(matches(rows, budget), key=lambda m: m.task):
+    for match in sorted(matches(rows, budget), key=lambda m: (m.task, -m.asked)):
         other, ours = match.cells[match.other], match.cells.get(OURS)
         verdicts.append(verdict(match.cells, match.sign))
         texts = [f"{c.text(c.deviation)}, n {c.n} | {c.average('flops'):.4f}" if c else "– | –" for c in (other, ours)]
