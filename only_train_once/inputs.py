@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -108,6 +109,23 @@ def no_fast_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def cuda_devices(model: nn.Module) -> list[int]:
+    """CUDA devices of the parameters and buffers."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+
+
+def seed_generators(devices: Sequence[int], seed: int = 0) -> None:
+    """``torch.manual_seed`` for the CPU and these devices.
+
+    For all devices it takes as long as a small model: where none is in use yet, it writes down the whole stack of
+    calls for each kind, and keeps it.
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(seed)
+
+
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; mode, buffers, random state and fast-path switch are put back after.
@@ -116,9 +134,8 @@ def observing(model: nn.Module) -> Iterator[None]:
     """
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_meta]
-    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.random.fork_rng(devices=cuda_devices(model)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(no_fast_paths())
         try:

@@ -22,7 +22,7 @@ from torch.utils.weak import TensorWeakRef
 from .errors import TraceError
 from .graph import Branch, EqualParts, Graph, Guard, ModuleCall, Node, Ref, SizeUse, Value, ValueKind
 from .higher_order import run_inside
-from .inputs import Inputs, output_tensors, tensors_of
+from .inputs import Inputs, cuda_devices, output_tensors, seed_generators, tensors_of
 from .sizes import SizeLog, plain
 
 logger = logging.getLogger(__name__)
@@ -83,17 +83,14 @@ class Recorder(TorchDispatchMode):
         self.paths = {id(m): path for path, m in self.modules.items()}
         self.names: dict[int, tuple[ValueKind, str]] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
-        devices: set[int] = set()
         for kind, named in (
             (ValueKind.PARAMETER, model.named_parameters(remove_duplicate=False)),
             (ValueKind.BUFFER, model.named_buffers(remove_duplicate=False)),
         ):
             for name, tensor in named:
-                if tensor.device.type == "cuda":
-                    devices.add(tensor.device.index)
                 _, first = self.names.setdefault(id(tensor), (kind, name))
                 self.aliases[first] = (*self.aliases.get(first, ()), name)
-        self.devices = sorted(devices)  # CUDA devices of the model
+        self.devices = cuda_devices(model)
         self.example: int | None = None  # nodes of the first pass
         self.training: int | None = None  # first node of a pass in training mode
         self.inputs: list[int] = []
@@ -478,14 +475,3 @@ def _checksum(result: Any) -> tuple[float, ...]:
             flat = torch.nan_to_num(out.detach().to(torch.float64).flatten())
             sums.append(float((flat * torch.arange(1, flat.numel() + 1, dtype=torch.float64)).sum()))
     return tuple(sums)
-
-
-def seed_generators(devices: Sequence[int], seed: int = 0) -> None:
-    """``torch.manual_seed`` for the CPU and these devices.
-
-    For all devices it takes as long as a small model: where none is in use yet, it writes down the whole stack of
-    calls for each kind, and keeps it.
-    """
-    torch.default_generator.manual_seed(seed)
-    for device in devices:
-        torch.cuda.default_generators[device].manual_seed(seed)

@@ -21,8 +21,8 @@ from .collector import few_collections
 from .copying import borrowed
 from .errors import ConfigurationError, TraceError
 from .graph import Graph
-from .inputs import Inputs, call_model, clone_inputs, fresh_inputs, no_fast_paths, tensors_of
-from .recorder import Recorder, seed_generators
+from .inputs import Inputs, call_model, clone_inputs, fresh_inputs, no_fast_paths, seed_generators, tensors_of
+from .recorder import Recorder
 from .sharding import is_dtensor
 from .size_reader import SizeReader, inline_python_functions, instrument
 from .sizes import SizeLog

@@ -31,13 +31,14 @@ from .inputs import (
     call_model,
     cast_inputs,
     clone_inputs,
+    cuda_devices,
     fresh_inputs,
     in_float64,
     named_outputs,
     no_fast_paths,
+    seed_generators,
     validate_inputs,
 )
-from .recorder import seed_generators
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def verify_subnet(
         TraceError: the full network does not run on the inputs.
     """
     _check_arguments(full, subnet, inputs, samples, seed, tolerance)
-    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(full)), no_fast_paths():
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(full)), no_fast_paths():
         bench = _set_up(full, subnet, inputs, samples, seed)
         allowed = TOLERANCE[bench.dtype] if tolerance is None else tolerance
         worst, names, skipped, rounding = _compare(bench, "eval", allowed, ignore_shape_mismatch)
@@ -165,13 +166,9 @@ class _Bench:
 
     def run(self, model: nn.Module, inputs: Inputs, mode: str, seed: int) -> _Outputs:
         model.train(mode == "train")
-        seed_generators(_cuda_devices(model), seed)
+        seed_generators(cuda_devices(model), seed)
         with in_float64() if self.dtype is torch.float64 else nullcontext():
             return dict(_flatten(call_model(model, clone_inputs(inputs))))
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    return sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
 
 
 def _own_dtype(model: nn.Module) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.devices import CPU
+from benchmarks.quality import __main__ as quality
+from benchmarks.quality import same_size as again
 from benchmarks.quality.competitors import COMPETITORS, Asked, dense, once, scratch, unsuited
 from benchmarks.quality.devices import on
 from benchmarks.quality.report import Cell, comparison, matches, same_size, verdict
@@ -322,3 +325,20 @@ def test_the_same_size_is_within_half_a_percent(theirs: float, level: float) -> 
 def test_who_won_with_fewer_flops_need_not_have_more(theirs: float, level: float) -> None:
     (match,) = matches([*rows("ours", [80, 81, 82]), *rows("a", [70, 71, 72], flops=theirs)], "flops")
     assert match.level == level
+
+
+def test_ours_is_run_again_where_another_size_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(task: str, theirs: float) -> list[dict[str, object]]:
+        scored = [*rows("ours", [80, 81, 82]), *rows("a", [90, 91, 92], flops=theirs)]
+        return [{**row, "task": task, "split": "test"} for row in scored]
+
+    path, ran = tmp_path / "quality.jsonl", []
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*of("digits_vgg", 0.13), *of("carn", 0.1)]))
+    monkeypatch.setattr(quality, "RESULTS", path)
+    monkeypatch.setattr(quality, "main", ran.append)
+    again.main([])
+    assert ran == [["--task", "digits_vgg", "--levels", "0.13", "--seeds", "3", "--competitor", "ours"]]
+    again.main(["--task", "carn"])  # has the same size already
+    assert len(ran) == 1
+    with pytest.raises(SystemExit):
+        again.main(["--task", "digits_vg"])

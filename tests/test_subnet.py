@@ -108,6 +108,7 @@ def test_subnet_trains_a_step_saves_and_loads(case: Case, wide: bool, tmp_path: 
 @pytest.mark.parametrize(("case", "wide"), CASES)
 def test_removed_units_stay_at_zero_while_training_goes_on(case: Case, wide: bool) -> None:
     """Per operator family: zero once, zero for good, and nothing rewrites what is not pinned."""
+    # a training of each network for each optimizer is enough
     base = partial(SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-2) if wide else partial(AdamW, lr=3e-3)
     model, inputs, groups = prepared(case, wide)
     if not groups.prunable:

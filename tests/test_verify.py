@@ -352,3 +352,17 @@ def test_fresh_inputs() -> None:
     assert abs(float(fresh["x"].std()) - 1.16) < 0.3
     assert 3 <= int(fresh["tokens"].min()) <= int(fresh["tokens"].max()) <= 9
     assert fresh["flag"] == "a"
+
+
+def test_only_generators_in_use_are_seeded_and_they_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.manual_seed`` writes down the stack of calls for every kind of device that is not in use."""
+    full, small = (Returns(net, lambda y: y + torch.randn_like(y)) for net in pair())
+    x = torch.randn(4, 5)
+    before = torch.random.get_rng_state()
+
+    def everywhere(seed: int) -> None:
+        raise AssertionError("seeds the generators of all devices")
+
+    monkeypatch.setattr(torch, "manual_seed", everywhere)
+    assert verify_subnet(full, small, x).max_relative_difference <= 1e-9  # both drew the same noise
+    assert torch.equal(torch.random.get_rng_state(), before)

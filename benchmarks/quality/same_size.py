@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from benchmarks.quality import __main__ as quality
 from benchmarks.quality.report import OURS, Match, matches, read
+from benchmarks.quality.tasks import TASKS
 
 
 def wanted(tasks: Sequence[str] | None) -> list[Match]:
@@ -25,7 +26,7 @@ def wanted(tasks: Sequence[str] | None) -> list[Match]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", nargs="+", help="default: all that have results")
+    parser.add_argument("--task", nargs="+", choices=TASKS, help="default: all that have results")
     for match in wanted(parser.parse_args(arguments).task):
         print(f"{match.task} at {match.asked}: {match.other} has {match.level} of the FLOPs", flush=True)
         seeds = f"{match.seeds}"
