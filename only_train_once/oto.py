@@ -536,7 +536,8 @@ class OTO:
         left = 1.0 if config.get("target_flops") is None else self._left(config["target_flops"])
         steps = total_steps if full_steps is None else chosen.steps_within(full_steps, left)
         assert steps is not None
-        settings = {**chosen.arguments(steps, measure_of(config), left), **config}
+        made = chosen.arguments(steps, measure_of(config), left, normalized=self.graph.normalizes)
+        settings = {**made, **config}
         return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
 
     def steps_within(self, full_steps: int, target_flops: float, recipe: Recipe | str | None = None) -> int:
@@ -862,7 +863,8 @@ class OTO:
             recipe: when to prune.
         """
         model = CostModel(self.groups, self._named_tensors())
-        return suggest(self.groups, model, total_steps, recipe_for(recipe, None), sensitivity, tolerance)
+        chosen, normalized = recipe_for(recipe, None), self.graph.normalizes
+        return suggest(self.groups, model, total_steps, chosen, sensitivity, tolerance, normalized=normalized)
 
     def measure_latency(
         self, device: str | torch.device | None = None, *, cache: bool | str | Path = False, **options: Any

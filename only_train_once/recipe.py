@@ -37,7 +37,7 @@ from typing import Any
 from .budgets import MEASURES
 from .errors import ConfigurationError
 from .groups import Role
-from .optim.arguments import one_of, share, whole
+from .optim.arguments import flag, one_of, share, whole
 from .schedules import left_due, period_lengths
 
 _SHORTEST = 10  # steps, for each of the three parts to have some
@@ -57,6 +57,8 @@ class Recipe:
         roles: slices that the scores look at.
         per_left: ``length`` is at most so many times what is left in the end, if given: the smaller a network gets,
             the more of its own steps the same share costs.
+        rescale: see `optim.Hesso`; None for networks in which nothing is normalized: a normalization keeps
+            activations as large as they are.
     """
 
     start: float = 0.1
@@ -69,6 +71,7 @@ class Recipe:
     criteria: Any = "magnitude"
     roles: Collection[Role] = (Role.ZERO, Role.CONSUMER)
     per_left: float | None = None
+    rescale: bool | None = None
 
     def __post_init__(self) -> None:
         share("start", self.start)
@@ -80,6 +83,8 @@ class Recipe:
             raise ConfigurationError(f"per_left is {self.per_left!r}; the rule is a number above 0, or None")
         whole("periods", self.periods, 1)
         one_of("of", self.of, ("steps", "flops"))
+        if self.rescale is not None:
+            flag("rescale", self.rescale)
 
     def when(self, total_steps: int, left: float = 1.0) -> dict[str, int]:
         """Start, length and number of periods in a run of so many steps that ends with ``left`` of the FLOPs."""
@@ -105,8 +110,17 @@ class Recipe:
         """Share of the FLOPs of a step in each period."""
         return [1.0, *(left_due(p, periods, 1.0, left, self.ramp) for p in range(periods - 1))]
 
-    def arguments(self, total_steps: int, measure: str | None, left: float = 1.0) -> dict[str, Any]:
-        """Arguments of HESSO for a run of so many steps with a target in ``measure``; None for a share of the units."""
+    def arguments(
+        self, total_steps: int, measure: str | None, left: float = 1.0, *, normalized: bool = True
+    ) -> dict[str, Any]:
+        """Arguments of HESSO for a run of so many steps.
+
+        Args:
+            total_steps: of the run.
+            measure: of the target; None for a share of the units.
+            left: share of the FLOPs of a step that is left in the end.
+            normalized: whether the network has normalizations.
+        """
         return {
             **self.when(total_steps, left),
             "importance_score_criteria": self.criteria,
@@ -114,6 +128,7 @@ class Recipe:
             "ramp": self.ramp,
             "scarcity": self.scarcity,
             "cost_exponent": 0.0 if measure is None else self.cost_exponent,
+            **({"rescale": True} if (not normalized if self.rescale is None else self.rescale) else {}),
         }
 
     def cost(self, total_steps: int, left: float) -> float:
@@ -140,8 +155,9 @@ CHEAPER = Recipe(of="steps")
 EQUAL_COST = Recipe(start=0.1, length=0.2, of="flops")
 UNDERTRAINED = Recipe(start=0.02, length=0.05, of="flops")
 PRETRAINED = Recipe(
-    start=0.02, length=0.4, per_left=1.6, of="flops", criteria="group_fisher", cost_exponent=1.0, scarcity=1.0
-)
+    start=0.02, length=0.4, per_left=1.6, of="flops", criteria="group_fisher", cost_exponent=1.0, scarcity=1.0,
+    rescale=False,
+)  # fmt: skip
 RECIPES: Mapping[str, Recipe] = {
     "cheaper": CHEAPER, "equal_cost": EQUAL_COST, "undertrained": UNDERTRAINED, "pretrained": PRETRAINED
 }  # fmt: skip

@@ -48,6 +48,8 @@ def suggest(
     recipe: Recipe,
     sensitivity: Sensitivity | None = None,
     tolerance: float | None = None,
+    *,
+    normalized: bool = True,
 ) -> Suggestion:
     """A target and a schedule.
 
@@ -56,6 +58,7 @@ def suggest(
         model: its costs.
         total_steps: steps of the whole training.
         recipe: shares of the steps.
+        normalized: whether the network has normalizations.
         sensitivity: an analysis of this model; groups then keep what they need to stay within ``tolerance``.
         tolerance: by how much the metric may be worse when a group alone is cut, untrained.
 
@@ -88,7 +91,7 @@ def suggest(
             if left == wanted
             else f"{left:.0%} of the FLOPs are kept: the smallest that can be reached is {floor:.0%}"
         )
-    arguments = recipe.arguments(total_steps, measure, left) | target
+    arguments = recipe.arguments(total_steps, measure, left, normalized=normalized) | target
     arguments["importance_roles"] = tuple(role.value for role in recipe.roles)  # as one would write them
     start, steps = arguments["start_pruning_step"], arguments["pruning_steps"]
     arguments["pruning_periods"] = max(1, min(arguments["pruning_periods"], steps // _PERIOD))
@@ -103,5 +106,7 @@ def suggest(
             f"min_units: what each group needs for {sensitivity.metric} to stay within {tolerance:g} when it alone is "
             f"cut, untrained" + (f"; {', '.join(held[:5])} can hardly lose anything" if held else "")
         )
+    if "rescale" in arguments:
+        reasons.append("rescale: nothing is normalized here, so weights that read fewer units have to be larger")
     reasons += [why, "scarcity keeps any layer from being emptied; the scores look at what reads a unit, too"]
     return Suggestion(arguments, tuple(reasons))

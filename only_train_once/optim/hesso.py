@@ -42,6 +42,9 @@ class Hesso(Removal):
         importance_score_criteria: see ``importance.resolve``.
         importance_roles: slices the scores look at.
         window: steps the gradients are averaged over, this many at most T; None for ``min(T, 10)``.
+        rescale: whether weights that read units grow by ``√(inputs before / inputs after)`` when units have gone, see
+            ``fan_in``: for fresh weights of a network without normalizations, and scores that look at weights alone
+            (units that are chosen by what they put out bring its size along). Not in the papers.
         **budget: other targets than a share of the units, and which groups give how much, see `Budget`.
     """
 
@@ -61,10 +64,13 @@ class Hesso(Removal):
         importance_score_criteria: Criteria = "default",
         importance_roles: Collection[Role] = (Role.ZERO,),
         window: int | None = None,
+        rescale: bool = False,
         **budget: Any,
     ) -> None:
         left, sparsity = Budget.of(target_group_sparsity, budget)
         schedule = Schedule(sparsity, start_pruning_step, pruning_steps, pruning_periods, group_divisible)
         length = schedule.pruning_steps // schedule.pruning_periods
         scoring = Scoring(candidates, importance_score_criteria, importance_roles, window, length)
-        super().__init__(candidates, schedule, left, scoring, fixed_zero_groups=fixed_zero_groups, pin=pin)
+        super().__init__(
+            candidates, schedule, left, scoring, fixed_zero_groups=fixed_zero_groups, pin=pin, rescale=rescale
+        )

@@ -6,7 +6,8 @@
     ``(T - t - 1) / (T - t)``: the product telescopes to a linear ramp, exactly 0 after the last step.
 3.  After the last step the units are committed: their ``zero`` entries, the ``consumer`` entries that read them and
     now multiply zeros, and those of the optimizer's state are set to 0. From then on their gradients vanish and
-    nothing is touched any more, except slices that are ``pinned``, which are set back to 0 after every step.
+    nothing is touched any more, except slices that are ``pinned``, which are set back to 0 after every step. If that
+    is wanted, the weights that read them grow (``fan_in``).
 
 ``follow`` entries are never changed. HESSO is these three with its scores. The half-space methods drive units to zero
 by themselves and use one period at the very end, for the units that they missed.
@@ -30,6 +31,7 @@ from only_train_once.masking import Region, regions
 from only_train_once.optim.arguments import Budget, Schedule, flag, one_of
 from only_train_once.optim.candidates import Candidates
 from only_train_once.optim.cutting import Kept
+from only_train_once.optim.fan_in import enlarge_, growth
 from only_train_once.optim.goals import make_goal
 from only_train_once.optim.method import Companions, Method
 from only_train_once.optim.ramp import Ramp
@@ -53,6 +55,7 @@ class Removal(Method):
         budget: what is left in the end; as well.
         scoring: what the units are scored by.
         when: start, steps and periods of the ramps; None for the user's schedule.
+        rescale: see `Hesso`.
     """
 
     def __init__(
@@ -65,13 +68,15 @@ class Removal(Method):
         fixed_zero_groups: bool,
         pin: str,
         when: Mapping[str, int] | None = None,
+        rescale: bool = False,
     ) -> None:
         super().__init__(candidates)
         one_of("pin", pin, _PINS)
         flag("fixed_zero_groups", fixed_zero_groups)
+        flag("rescale", rescale)
         self.schedule, self.budget, self.scoring = schedule, budget, scoring
         self.when = dict(schedule.when if when is None else when)
-        self.pin, self.fixed_zero_groups = pin, fixed_zero_groups
+        self.pin, self.fixed_zero_groups, self.rescale = pin, fixed_zero_groups, bool(rescale)
 
         self.units = sum(g.size for g in self.groups)
         self.goal = make_goal(candidates, schedule, budget)
@@ -188,14 +193,25 @@ class Removal(Method):
                     self._ramp = Ramp(self._regions(active, lambda group, s: s.role is Role.ZERO), self.tensors)
                 factor = decay_factor(where.t, where.length)
                 self._ramp.scale_(factor)
-                for region, values in slow_weights(optimizer, self._ramp.regions, self.tensors):
-                    region.scale_(values, factor)
+                for region in self._ramp.regions:
+                    for values in slow_weights(optimizer, self.tensors[region.name]):
+                        region.scale_(values, factor)
             else:
                 zero_entries_(self._regions(self.chosen == period), self.tensors, optimizer.state)
+                if self.rescale:
+                    self._enlarge(period, optimizer)
                 self._ramp, self._pinned = None, None
         if self._pinned is None:
             self._pinned = self._pins(optimizer)
         zero_entries_(self._pinned, self.tensors, optimizer.state)
+
+    def _enlarge(self, period: int, optimizer: Optimizer) -> None:
+        """Let what reads the units of this period grow, now that these are gone; see ``fan_in``."""
+        gone = (self.chosen > 0) & (self.chosen < period), (self.chosen > 0) & (self.chosen <= period)
+        before, after = (units_by_group(flags[self.present], self.current) for flags in gone)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        factors = growth(self.current, before, after, shapes)
+        enlarge_({n: f for n, f in factors.items() if n in self.trained}, self.tensors, optimizer)
 
     def _regions(self, flags: NDArray[np.bool_], only: Any = lambda group, s: True) -> tuple[Region, ...]:
         return regions(
@@ -229,7 +245,8 @@ class Removal(Method):
 
     def _asked(self) -> dict[str, Any]:
         """The arguments that a saved state has to agree in."""
-        return {**asdict(self.schedule), **self.budget.saved()}
+        rescaled = {"rescale": True} if self.rescale else {}  # states of runs without it may be older
+        return {**asdict(self.schedule), **self.budget.saved(), **rescaled}
 
     def state(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -28,20 +28,15 @@ def zero_entries_(
                 region.zero_(value)
 
 
-def slow_weights(
-    optimizer: Optimizer, regions: Iterable[Region], tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[Region, Tensor]]:
-    """Other values of the weights that the optimizer keeps, and that a ramp has to shrink along.
+def slow_weights(optimizer: Optimizer, tensor: Tensor) -> tuple[Tensor, ...]:
+    """Other values of these weights that the optimizer keeps, and that have to change along.
 
     Schedule-free optimizers train at y and are evaluated at x, both of which are made of each other and of z.
     """
     if "train_mode" not in optimizer.param_groups[0]:
-        return
-    for region in regions:
-        tensor = tensors[region.name]
-        kept = optimizer.state.get(tensor, {}).get("z")
-        if isinstance(kept, Tensor) and kept.shape == tensor.shape:
-            yield region, kept
+        return ()
+    kept = optimizer.state.get(tensor, {}).get("z")
+    return (kept,) if isinstance(kept, Tensor) and kept.shape == tensor.shape else ()
 
 
 def _holds_numbers(value: Tensor) -> bool:
