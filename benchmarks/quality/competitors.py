@@ -124,7 +124,7 @@ def small(oto: OTO, asked: Asked) -> nn.Module:
 # target in FLOPs, any width, and units that leave physically, so that it has the same budget.
 PUBLISHED = {
     "start": 1 / 6, "length": 1 / 3, "periods": 10, "of": "steps", "ramp": "linear", "scarcity": 0.0,
-    "cost_exponent": 0.0, "criteria": "default", "roles": ("zero",),
+    "cost_exponent": 0.0, "criteria": "default", "roles": ("zero",), "rescale": False,
 }  # fmt: skip
 
 
