@@ -168,8 +168,8 @@ class Run:
     more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        criterion = "".join(f"-{getattr(v, '__name__', v)}" for v in self.more.values())
-        return f"{self.way}-{self.processes}-{self.net}-{self.method}-{self.base}{criterion}".replace(" ", "")
+        more = "".join(f"-{k if v is True else getattr(v, '__name__', v)}" for k, v in self.more.items())
+        return f"{self.way}-{self.processes}-{self.net}-{self.method}-{self.base}{more}".replace(" ", "")
 
 
 def rows(net: str, step: int, part: int, parts: int) -> Tensor:
@@ -256,6 +256,8 @@ RUNS = [
     *(Run("fsdp", "mlp", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA),
     *(Run("fsdp_last_dim", "conv", "hesso", more={"importance_score_criteria": name}) for name in CRITERIA_OF_CONVS),
     Run("fsdp", "residual", "hesso", base="sgd", clip=0.5),
+    Run("fsdp", "mlp", "hesso", more={"rescale": True}),
+    Run("fsdp_last_dim", "block", "hesso", base="sgd", more={"rescale": True}),
     Run("fsdp_layers", "layer_norm", "hesso", base="sgd"),
     Run("ddp", "conv", "hspg"),
     *(Run("fsdp", "mlp", "hesso", base=base, scaled=True) for base in ("sgd", "adamw foreach", "adamw fused")),
