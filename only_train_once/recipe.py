@@ -41,7 +41,6 @@ from .optim.arguments import flag, one_of, share, whole
 from .schedules import left_due, period_lengths
 
 _SHORTEST = 10  # steps, for each of the three parts to have some
-_EVEN = 10.0  # scarcity at which all groups keep about the same share; much larger powers overflow
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,6 @@ class Recipe:
         roles: slices that the scores look at.
         per_left: ``length`` is at most so many times what is left in the end, if given: the smaller a network gets,
             the more of its own steps the same share costs.
-        even_below: share of the FLOPs, if given, from which on downwards units are taken more and more evenly from all
-            groups: ``scarcity`` times ``(even_below / left) ** 3``, up to 10. The less is left, the less it matters
-            what units were worth in the full network.
         rescale: see `optim.Hesso`; None for networks in which nothing is normalized: a normalization keeps
             activations as large as they are.
     """
@@ -75,7 +71,6 @@ class Recipe:
     criteria: Any = "magnitude"
     roles: Collection[Role] = (Role.ZERO, Role.CONSUMER)
     per_left: float | None = None
-    even_below: float | None = None
     rescale: bool | None = None
 
     def __post_init__(self) -> None:
@@ -84,9 +79,8 @@ class Recipe:
             raise ConfigurationError(
                 f"length is {self.length!r}; the rule is 0 < length <= 1 - start, {1 - self.start}"
             )
-        for name, value in (("per_left", self.per_left), ("even_below", self.even_below)):
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"{name} is {value!r}; the rule is a number above 0, or None")
+        if self.per_left is not None and not self.per_left > 0:
+            raise ConfigurationError(f"per_left is {self.per_left!r}; the rule is a number above 0, or None")
         whole("periods", self.periods, 1)
         one_of("of", self.of, ("steps", "flops"))
         if self.rescale is not None:
@@ -132,14 +126,10 @@ class Recipe:
             "importance_score_criteria": self.criteria,
             "importance_roles": tuple(self.roles),
             "ramp": self.ramp,
-            "scarcity": self._scarcity(left),
+            "scarcity": self.scarcity,
             "cost_exponent": 0.0 if measure is None else self.cost_exponent,
             **({"rescale": True} if (not normalized if self.rescale is None else self.rescale) else {}),
         }
-
-    def _scarcity(self, left: float) -> float:
-        more = max((self.even_below or 0.0) / left, 1.0) ** 3
-        return min(more * self.scarcity, max(_EVEN, self.scarcity))
 
     def cost(self, total_steps: int, left: float) -> float:
         """FLOPs of a run, in steps of the full network, when ``left`` of the FLOPs of a step are left in the end."""
@@ -166,7 +156,7 @@ EQUAL_COST = Recipe(start=0.1, length=0.2, of="flops")
 UNDERTRAINED = Recipe(start=0.02, length=0.05, of="flops")
 PRETRAINED = Recipe(
     start=0.02, length=0.4, per_left=1.6, of="flops", criteria="group_fisher", cost_exponent=1.0, scarcity=1.0,
-    even_below=0.1, rescale=False,
+    rescale=False,
 )  # fmt: skip
 RECIPES: Mapping[str, Recipe] = {
     "cheaper": CHEAPER, "equal_cost": EQUAL_COST, "undertrained": UNDERTRAINED, "pretrained": PRETRAINED

@@ -55,14 +55,6 @@ def test_less_time_for_pruning_the_less_is_to_be_left(left: float, share: float)
     assert dataclasses.replace(recipe, of="steps").when(10_000, left)["pruning_steps"] == round(10_000 * share)
 
 
-@pytest.mark.parametrize(("left", "scarcity"), [(0.5, 1.0), (0.1, 1.0), (0.05, 8.0), (0.01, 10.0)])
-def test_the_less_is_left_the_more_evenly_it_is_taken(left: float, scarcity: float) -> None:
-    recipe = Recipe(scarcity=1.0, even_below=0.1)
-    assert recipe.arguments(1000, "flops", left)["scarcity"] == pytest.approx(scarcity)
-    assert dataclasses.replace(recipe, even_below=None).arguments(1000, "flops", left)["scarcity"] == 1.0
-    assert Recipe(scarcity=20.0, even_below=0.1).arguments(1000, "flops", left)["scarcity"] == 20.0
-
-
 @pytest.mark.parametrize("recipe", [STEPS, FLOPS])
 def test_a_training_costs_what_the_recipe_says(recipe: Recipe) -> None:
     model, x = network(), torch.randn(8, 1, 8, 8)
@@ -110,7 +102,7 @@ def test_what_is_given_goes_before_the_recipe() -> None:
         (lambda: Recipe(start=1.0), "start is 1.0"),
         (lambda: Recipe(periods=0), "periods is 0"),
         (lambda: Recipe(per_left=0.0), "per_left is 0.0"),
-        (lambda: Recipe(even_below=-0.1), "even_below is -0.1"),
+        (lambda: Recipe(rescale="yes"), "rescale is 'yes'"),  # type: ignore[arg-type]
         (lambda: Recipe(of="epochs"), "of is 'epochs'"),
         (lambda: Recipe().steps_within(100, 0.0), "left is 0.0"),
         (lambda: Recipe().when(3), "total_steps is 3"),

@@ -45,11 +45,11 @@ VARIANTS: dict[str, Competitor] = {
     "chosen, Taylor, first order": functools.partial(once, recipe={"criteria": "taylor_first_order"}),
     "chosen, cost exponent 0.5": functools.partial(once, recipe={"cost_exponent": 0.5}),
     "chosen, taught by its average": functools.partial(taught_once, recipe={}),
-    "chosen, scarcity 1": functools.partial(once, recipe={"scarcity": 1.0, "even_below": None}),
-    "chosen, scarcity 8": functools.partial(once, recipe={"scarcity": 8.0, "even_below": None}),
+    "chosen, scarcity 1": functools.partial(once, recipe={"scarcity": 1.0}),
+    "chosen, scarcity 8": functools.partial(once, recipe={"scarcity": 8.0}),
     "chosen, not rescaled": functools.partial(once, recipe={"rescale": False}),
     "chosen, rescaled": functools.partial(once, recipe={"rescale": True}),
-    "chosen, scarcity 3": functools.partial(once, recipe={"scarcity": 3.0, "even_below": None}),
+    "chosen, scarcity 3": functools.partial(once, recipe={"scarcity": 3.0}),
     "chosen, magnitude": functools.partial(once, recipe={"criteria": "magnitude"}),
     "chosen, shares and allocation for fresh weights": functools.partial(
         once, recipe={"start": 0.1, "length": 0.2, "cost_exponent": 0.25, "scarcity": 3.0}

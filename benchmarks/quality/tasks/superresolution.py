@@ -14,9 +14,12 @@ from benchmarks.quality.tasks.digits import scaled
 
 PICTURES = {  # with details: of retina.jpg or color.png bicubic interpolation misses next to nothing
     "train": ("astronaut.png", "coffee.png", "ihc.png"),
-    "validation": ("rocket.jpg",),
+    "validation": (
+        "rocket.jpg", "hubble_deep_field.jpg", "camera.png", "coins.png", "page.png", "text.png",
+        "brick.png", "grass.png", "gravel.png",
+    ),
     "test": ("chelsea.png", "motorcycle_left.png"),
-}
+}  # fmt: skip
 PATCH, BATCH, PER_EPOCH = 48, 8, 64
 SCORED = 240  # pixels of a side, from the middle of a picture
 
@@ -30,10 +33,15 @@ def data() -> dict[str, list[Tensor]]:
     folder = pictures.__path__[0]
     out = {}
     for split, names in PICTURES.items():
-        read = [torch.tensor(io.imread(f"{folder}/{name}"))[..., :3] for name in names]
+        read = [coloured(torch.tensor(io.imread(f"{folder}/{name}"))) for name in names]
         even = [p[: p.shape[0] // 2 * 2, : p.shape[1] // 2 * 2] for p in read]
         out[split] = [p.permute(2, 0, 1).float() / 255 for p in even]
     return out
+
+
+def coloured(picture: Tensor) -> Tensor:
+    """Grey is as much of each colour; what is transparent is not.  (height, width[, colours]) -> (height, width, 3)"""
+    return picture[..., :3] if picture.dim() == 3 else picture[..., None].expand(-1, -1, 3)
 
 
 def smaller(x: Tensor) -> Tensor:
