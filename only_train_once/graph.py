@@ -7,7 +7,6 @@ assignment. `Expr` says where an integer that shaped a tensor came from.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-_NORMALIZING = re.compile(r"norm(?!al)|sqrt|\bstd|\bvar")  # of operators' names; not aten.normal, which draws
 
 
 class ValueKind(str, Enum):
@@ -322,11 +319,6 @@ class Graph:
         for node in self.nodes:
             counts[node.name] = counts.get(node.name, 0) + 1
         return counts
-
-    @property
-    def normalizes(self) -> bool:
-        """Whether something is divided by its own size: by a norm of torch's, or by a root or a deviation of it."""
-        return any(_NORMALIZING.search(name) for name in self.operators())
 
     def where(self, node: Node) -> str:
         """``aten.add in layer1.0 (BasicBlock)``: operator and module, for messages."""

@@ -409,14 +409,14 @@ class Region:
             part.index_fill_(dim, positions.to(part.device), 0)
 
 
-def regions(
+def positions_of(
     groups: Iterable[PruningGroup],
     units: Mapping[str, NDArray[np.int64]],
     tensors: Tensors,
     roles: Collection[Role],
     only: Callable[[PruningGroup, ParamSlice], bool] = lambda group, s: True,
-) -> tuple[Region, ...]:
-    """What ``units`` (group name -> units) own in each tensor, over the slices with ``roles`` that pass ``only``."""
+) -> dict[str, dict[int, NDArray[np.int64]]]:
+    """Tensor -> dim -> positions in the whole tensor, ascending, of what `regions` says of the same arguments."""
     found: dict[str, dict[int, list[NDArray[np.int64]]]] = {}
     for group in groups:
         chosen = units.get(group.name)
@@ -426,10 +426,22 @@ def regions(
             if s.role in roles and s.role.is_tensor and only(group, s):
                 dim = s.dim % tensors[s.param].dim()
                 found.setdefault(s.param, {}).setdefault(dim, []).append(s.index[chosen].ravel())
+    return {
+        name: {d: np.unique(np.concatenate(parts)) for d, parts in sorted(dims.items())} for name, dims in found.items()
+    }
+
+
+def regions(
+    groups: Iterable[PruningGroup],
+    units: Mapping[str, NDArray[np.int64]],
+    tensors: Tensors,
+    roles: Collection[Role],
+    only: Callable[[PruningGroup, ParamSlice], bool] = lambda group, s: True,
+) -> tuple[Region, ...]:
+    """What ``units`` (group name -> units) own in each tensor, over the slices with ``roles`` that pass ``only``."""
     out = []
-    for name, dims in found.items():
+    for name, index in positions_of(groups, units, tensors, roles, only).items():
         here = held(tensors[name])
-        index = {d: np.unique(np.concatenate(parts)) for d, parts in sorted(dims.items())}
         for d in index.keys() & here.keys():
             place = _places(here[d], tensors[name].shape[d])[index[d]]
             index[d] = np.sort(place[place >= 0])

@@ -41,6 +41,7 @@ from .optim.selection import removable
 from .recipe import CHEAPER, Recipe, measure_of, one_length, recipe_for
 from .record import from_runs
 from .report import build_report, count_parameters, explanation, groups_table, render
+from .rules.norm import normalizes
 from .sensitivity import Sensitivity, analyse
 from .sharding import gather_into, is_running, is_spread, plainly_named
 from .subnet import Subnet
@@ -536,7 +537,7 @@ class OTO:
         left = 1.0 if config.get("target_flops") is None else self._left(config["target_flops"])
         steps = total_steps if full_steps is None else chosen.steps_within(full_steps, left)
         assert steps is not None
-        made = chosen.arguments(steps, measure_of(config), left, normalized=self.graph.normalizes)
+        made = chosen.arguments(steps, measure_of(config), left, normalized=normalizes(self.graph))
         settings = {**made, **config}
         return self.attach(optimizer, "hesso", physical_cuts=physical_cuts, **settings)
 
@@ -863,7 +864,7 @@ class OTO:
             recipe: when to prune.
         """
         model = CostModel(self.groups, self._named_tensors())
-        chosen, normalized = recipe_for(recipe, None), self.graph.normalizes
+        chosen, normalized = recipe_for(recipe, None), normalizes(self.graph)
         return suggest(self.groups, model, total_steps, chosen, sensitivity, tolerance, normalized=normalized)
 
     def measure_latency(

@@ -121,6 +121,7 @@ class Recipe:
             left: share of the FLOPs of a step that is left in the end.
             normalized: whether the network has normalizations.
         """
+        rescale = not normalized if self.rescale is None else self.rescale
         return {
             **self.when(total_steps, left),
             "importance_score_criteria": self.criteria,
@@ -128,7 +129,7 @@ class Recipe:
             "ramp": self.ramp,
             "scarcity": self.scarcity,
             "cost_exponent": 0.0 if measure is None else self.cost_exponent,
-            **({"rescale": True} if (not normalized if self.rescale is None else self.rescale) else {}),
+            **({"rescale": True} if rescale else {}),
         }
 
     def cost(self, total_steps: int, left: float) -> float:

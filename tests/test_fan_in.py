@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from only_train_once import OTO
 from only_train_once.errors import CheckpointError, ConfigurationError
+from only_train_once.optim.fan_in import enlarge_
 from only_train_once.recipe import RECIPES, Recipe
+from only_train_once.rules.norm import normalizes
 
 
 class Joined(nn.Module):
@@ -141,8 +143,6 @@ def test_activations_keep_their_size() -> None:
 
 
 def test_the_averages_of_schedule_free_optimizers_grow_along() -> None:
-    from only_train_once.optim.fan_in import enlarge_
-
     weight = nn.Parameter(torch.ones(2, 3))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     optimizer.param_groups[0]["train_mode"] = True
@@ -183,7 +183,7 @@ def test_recipes_rescale_where_nothing_is_normalized(name: str) -> None:
     build, normalized = NETWORKS[name]
     model = build()
     oto = OTO(model, torch.randn(2, 3, 6, 6))
-    assert oto.graph.normalizes is normalized
+    assert normalizes(oto.graph) is normalized
     assert ("rescale" in oto.suggest(1000).arguments) is not normalized
     for recipe in RECIPES:
         made: Any = OTO(model, torch.randn(2, 3, 6, 6)).train_once(

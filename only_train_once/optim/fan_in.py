@@ -9,8 +9,7 @@ activations of a network that has no normalizations shrink with every layer, the
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from only_train_once.groups import PruningGroup, Role
+from only_train_once.masking import positions_of
 from only_train_once.optim.zeros import slow_weights
 from only_train_once.sharding import local
 
 Units = Mapping[str, NDArray[np.int64]]  # group name -> units
-Positions = dict[tuple[str, int], list[NDArray[np.int64]]]  # tensor and dim -> positions in it
 
 
 def growth(
-    groups: Iterable[PruningGroup], before: Units, after: Units, shapes: Mapping[str, tuple[int, ...]]
+    groups: Collection[PruningGroup], before: Units, after: Units, tensors: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """By what each tensor that reads units is to be multiplied.
 
@@ -34,26 +33,21 @@ def growth(
         groups: whose slices fit the tensors.
         before: units that were at zero already.
         after: those that are now.
-        shapes: of the tensors.
+        tensors: that the groups cut, by name.
 
     Returns:
-        Name -> ``√(n / m)``, n and m the inputs that were and are left; over several dims that read, the product. A
-        tensor that also *makes* units in such a dim (a tied embedding) has none: it would make them larger, too.
+        Name -> ``√(n / m)``, n and m the inputs that were and are left; over several dims that read, the product. Dims
+        whose role is ``zero`` have none, also where they are read: those of a tied table make the units, too, and
+        those of a square layer inside of a residual stream have that role.
     """
-    none = np.zeros(0, dtype=np.int64)
-    zeros: tuple[Positions, Positions] = (defaultdict(list), defaultdict(list))  # read before, and now
-    made = set()
-    for group in groups:
-        made |= {(s.param, s.dim % len(shapes[s.param])) for s in group.with_role(Role.ZERO)}
-        for s in group.with_role(Role.CONSUMER):
-            for units, positions in zip((before, after), zeros, strict=True):
-                chosen = units.get(group.name, none)
-                positions[s.param, s.dim % len(shapes[s.param])].append(s.index[chosen].ravel())
+    were, are = (positions_of(groups, units, tensors, (Role.CONSUMER,)) for units in (before, after))
     found: dict[str, float] = {}
-    for name, dim in zeros[0].keys() - made:
-        n, m = (shapes[name][dim] - len(np.unique(np.concatenate(positions[name, dim]))) for positions in zeros)
-        if 0 < m < n:
-            found[name] = found.get(name, 1.0) * math.sqrt(n / m)
+    for name, dims in are.items():
+        for dim, gone in dims.items():
+            length = tensors[name].shape[dim]
+            n, m = length - len(were.get(name, {}).get(dim, ())), length - len(gone)
+            if 0 < m < n:
+                found[name] = found.get(name, 1.0) * math.sqrt(n / m)
     return found
 
 

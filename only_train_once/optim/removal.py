@@ -199,18 +199,17 @@ class Removal(Method):
             else:
                 zero_entries_(self._regions(self.chosen == period), self.tensors, optimizer.state)
                 if self.rescale:
-                    self._enlarge(period, optimizer)
+                    self._enlarge(optimizer)
                 self._ramp, self._pinned = None, None
         if self._pinned is None:
             self._pinned = self._pins(optimizer)
         zero_entries_(self._pinned, self.tensors, optimizer.state)
 
-    def _enlarge(self, period: int, optimizer: Optimizer) -> None:
-        """Let what reads the units of this period grow, now that these are gone; see ``fan_in``."""
-        gone = (self.chosen > 0) & (self.chosen < period), (self.chosen > 0) & (self.chosen <= period)
-        before, after = (units_by_group(flags[self.present], self.current) for flags in gone)
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        factors = growth(self.current, before, after, shapes)
+    def _enlarge(self, optimizer: Optimizer) -> None:
+        """Let what reads the units that this step committed grow, now that these are gone; see ``fan_in``."""
+        flags = self._committed(self.step), self._committed(self.step + 1)
+        before, after = (units_by_group(f[self.present], self.current) for f in flags)
+        factors = growth(self.current, before, after, self.tensors)
         enlarge_({n: f for n, f in factors.items() if n in self.trained}, self.tensors, optimizer)
 
     def _regions(self, flags: NDArray[np.bool_], only: Any = lambda group, s: True) -> tuple[Region, ...]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
-from ..graph import Node
+from ..graph import Graph, Node
 from ..labels import Dim, Label, Mark
 from .registry import Context, NormSite, rule
+
+_NORMALIZING = re.compile(r"norm(?!al)|sqrt|\bstd|\bvar")  # of operators' names; not aten.normal, which draws
+
+
+def normalizes(graph: Graph) -> bool:
+    """Whether something is divided by its own size: by a norm of torch's, or by a root or a deviation of it."""
+    return any(_NORMALIZING.search(name) for name in graph.operators())
 
 
 def _affine_zero(c: Context, label: Label, weight: int | None, bias: int | None, input_zero: bool) -> Label:
